@@ -1,0 +1,86 @@
+"""Checkpoints of a run: the concept so far, readable as such, and beside it what the optimizer needs to go on."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .embedding import TrainableRows
+from .inversion import DirectionalInversion
+
+STATE = "training_state.safetensors"
+
+
+def save(
+    output_dir: str | Path,
+    step: int,
+    inversion: DirectionalInversion,
+    rows: dict[str, TrainableRows],
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+) -> Path:
+    """Write `checkpoint-<step>` as a whole; a run that is killed while it is written leaves no half of one."""
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    folder = output_dir / f"checkpoint-{step}"
+    temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=".checkpoint-"))
+    try:
+        inversion.save_pretrained(temporary)
+        tensors = {f"direction.{c}": r.direction.detach() for c, r in rows.items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(tensors, temporary / STATE, metadata={"step": str(step), "settings": json.dumps(settings)})
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.chmod(0o755)  # mkdtemp's folders are private
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def find(output_dir: str | Path, which: str | Path) -> Path | None:
+    """The folder to go on from; None if "latest" is asked for and there is none yet.
+
+    Raises:
+        OSError: for a named checkpoint that is not there.
+    """
+    output_dir = Path(output_dir)
+    if which == "latest":
+        there = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        return max(there, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+    for folder in (Path(which), output_dir / which):
+        if (folder / STATE).is_file():
+            return folder
+    raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
+
+
+def load(folder: Path, rows: dict[str, TrainableRows], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+    """Put a checkpoint's directions and optimizer state in place and return its step.
+
+    Raises:
+        ValueError: where the run was another one, naming the settings that differ.
+    """
+    with safe_open(folder / STATE, framework="pt") as f:
+        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    before = json.loads(metadata["settings"])
+    differing = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
+    if differing:
+        raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        kind, key = name.split(".", 1)
+        if kind == "direction":
+            with torch.no_grad():
+                rows[key].direction.copy_(value)
+        else:
+            index, key = key.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])

@@ -1,0 +1,91 @@
+"""`DTIConfig`: the settings of a training run, with the names that diffusers' scripts use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+
+METHODS = ("dti", "ti")
+
+
+@dataclass(frozen=True)
+class DTIConfig:
+    """Settings of `DTITrainer`. None stands for the default of the pipeline's family (the authors' settings).
+
+    Args:
+        placeholder_token: the new word.
+        initializer_token: a word or two for what the photos show; training starts there. "object", or "style".
+        num_vectors: vectors of the concept; by default as many as the initializer has tokens.
+        method: "dti", or "ti" for classic textual inversion: AdamW on the raw row, whose norm may drift.
+        token_scale: the fixed norm: "mean", "min" or "max" of the encoder's vocabulary, or a number.
+        kappa: concentration of the von Mises-Fisher prior around the initializer.
+        beta: decay of the running mean of squared gradient norms; 0 makes every step of one length.
+        learning_rate: step length on the sphere, before `scale_lr` (.01; .005 for "ti").
+        scale_lr: multiply `learning_rate` by batch size and accumulation steps.
+        max_train_steps, train_batch_size, gradient_accumulation_steps: of the optimizer.
+        resolution: side of the training crops, pixels.
+        crops_per_image: cached random crops of a photo that is not square.
+        learnable_property: "object" or "style": which templates are used.
+        templates: prompts with "{}" for the placeholder, in place of the built-in ones.
+        pooling: "eos" pools CLIP's text vector at the end of the prompt, "legacy" at the placeholder.
+        mixed_precision: "bf16" to run float32 models under autocast; None runs them in the dtype they have.
+        seed: of every draw.
+        output_dir: folder for the log, checkpoints and the result; None writes nothing.
+        checkpointing_steps: write a checkpoint every so many steps; None for none.
+        resume_from_checkpoint: "latest", or a checkpoint's folder.
+    """
+
+    placeholder_token: str | None = None
+    initializer_token: str | None = None
+    num_vectors: int | None = None
+    method: str = "dti"
+    token_scale: str | float = "mean"
+    kappa: float | None = None
+    beta: float = 0.0
+    learning_rate: float | None = None
+    scale_lr: bool = True
+    max_train_steps: int | None = None
+    train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    resolution: int | None = None
+    crops_per_image: int = 8
+    learnable_property: str = "object"
+    templates: Sequence[str] | None = None
+    pooling: str = "eos"
+    mixed_precision: str | None = None
+    seed: int = 42
+    output_dir: str | Path | None = None
+    checkpointing_steps: int | None = None
+    resume_from_checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("method", METHODS),
+            ("pooling", ("eos", "legacy")),
+            ("learnable_property", ("object", "style")),
+            ("mixed_precision", (None, "bf16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}.")
+        at_least_1 = ("num_vectors", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "resolution")
+        for name in (*at_least_1, "crops_per_image", "checkpointing_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if (self.checkpointing_steps or self.resume_from_checkpoint) and self.output_dir is None:
+            raise ValueError("Checkpoints need an `output_dir` to be written to.")
+        if any("{}" not in t for t in self.templates or ()):
+            raise ValueError('Every template needs a "{}" where the placeholder goes.')
+
+    def resolved(self, family: ModuleType) -> "DTIConfig":
+        """With the family's defaults in place of None."""
+        defaults = {"learning_rate": 0.005 if self.method == "ti" else 0.01, **family.DEFAULTS}
+        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    @property
+    def effective_learning_rate(self) -> float:
+        """The rate that the optimizer gets: .04 for the authors' launchers."""
+        return self.learning_rate * (self.train_batch_size * self.gradient_accumulation_steps if self.scale_lr else 1)
+
+
+FIELDS = tuple(f.name for f in fields(DTIConfig))

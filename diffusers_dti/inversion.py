@@ -1,0 +1,196 @@
+"""`DirectionalInversion`: a learned concept, apart from any pipeline."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import formats
+from .sphere import slerp, unit
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionalInversion:
+    """A concept as directions on the sphere and scales, one set per text encoder (paper, section 4).
+
+    Args:
+        placeholder_token: the word that stands for the concept in prompts, for example "<dog>".
+        directions: per pipeline component ("text_encoder", "text_encoder_2", ...) float32 unit rows, (n, d).
+        scales: per component the embeddings' norms, (n,) float32, positive.
+        metadata: JSON values: initializer, base model, scale rule, pooling, training settings, versions.
+
+    Raises:
+        ValueError: where directions are not finite unit rows, or scales do not fit them.
+    """
+
+    placeholder_token: str
+    directions: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.placeholder_token or self.placeholder_token != self.placeholder_token.strip():
+            raise ValueError(f"The placeholder token must be a word such as '<dog>', got {self.placeholder_token!r}.")
+        if not self.directions or self.directions.keys() != self.scales.keys():
+            raise ValueError(f"Needs a scale for every direction: {sorted(self.directions)} and {sorted(self.scales)}.")
+        for component, v in self.directions.items():
+            m = self.scales[component]
+            if v.ndim != 2 or m.shape != v.shape[:1] or not len(v):
+                raise ValueError(f"{component}: directions (n, d) and scales (n,) expected, got {v.shape} and {m.shape}.")
+            if not (torch.linalg.vector_norm(v, dim=-1) - 1).abs().le(1e-3).all():
+                raise ValueError(f"{component}: directions must be finite unit rows; use `from_embeddings` for raw rows.")
+            if not (m.isfinite() & (m > 0)).all():
+                raise ValueError(f"{component}: scales must be positive, got {m.tolist()}.")
+
+    @classmethod
+    def from_embeddings(
+        cls, placeholder_token: str, embeddings: Mapping[str, Tensor], metadata: dict[str, Any] | None = None
+    ) -> "DirectionalInversion":
+        """From raw rows, (n, d) or (d,) per component: the scales are their norms."""
+        rows = {c: torch.atleast_2d(e.detach()).float().cpu() for c, e in embeddings.items()}
+        for component, e in rows.items():
+            if not (e.isfinite().all() and (torch.linalg.vector_norm(e, dim=-1) > 0).all()):
+                raise ValueError(f"{component}: rows must be finite and not zero, or they have no direction.")
+        scales = {c: torch.linalg.vector_norm(e, dim=-1) for c, e in rows.items()}
+        return cls(placeholder_token, {c: unit(e) for c, e in rows.items()}, scales, metadata or {})
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """scale · direction, (n, d) per component: what stands in an encoder's table."""
+        return {c: self.scales[c][:, None] * v for c, v in self.directions.items()}
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of the concept: the most that any one encoder has."""
+        return max(len(v) for v in self.directions.values())
+
+    # ------------------------------------------------------------------------------------------------ files and the Hub
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `learned_embeds.safetensors` (and `_2`, `_3`), which stock `load_textual_inversion` reads as well."""
+        for component, rows in self.embeddings.items():
+            header = {"component": component, "scale": self.scales[component].tolist(), **self.metadata}
+            formats.write(Path(save_directory) / formats.file_name(component), self.placeholder_token, rows, header)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload_kwargs: Any) -> str:
+        """Create the repository if need be, upload the concept's files and return the commit's address.
+
+        `upload_kwargs` go to `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`, `create_pr`, ...
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            upload_kwargs.setdefault("commit_message", f"Upload {self.placeholder_token}")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload_kwargs))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | Mapping[str, Any],
+        placeholder_token: str | None = None,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        **hub_kwargs: Any,
+    ) -> "DirectionalInversion":
+        """Read a concept from a Hub id, a folder, a file, or a state dict.
+
+        Args:
+            source: where from. A state dict is `{placeholder: rows}`, for the first text encoder, or
+                `{"text_encoder": rows, "text_encoder_2": rows}` together with `placeholder_token`.
+            placeholder_token: replaces the file's.
+            weight_name: the one file to read, instead of all `learned_embeds*.safetensors`.
+            subfolder: folder within the repository or folder.
+            hub_kwargs: of `huggingface_hub.hf_hub_download`: `token`, `revision`, `cache_dir`, `local_files_only`, ...
+
+        Raises:
+            OSError: where there is no such file. ValueError: where what is there is no concept.
+        """
+        if isinstance(source, Mapping):
+            return cls._from_state_dict(source, placeholder_token)
+        files = _local_files(Path(source) / (subfolder or ""), weight_name)
+        if files is None:
+            files = _hub_files(str(source), weight_name, subfolder, hub_kwargs)
+        names, embeddings, scales, metadata = [], {}, {}, {}
+        for path in files:
+            name, rows, header = formats.read(path)
+            names.append(name)
+            header = dict(header or {})
+            component = header.pop("component", formats.component_of(path.name))
+            embeddings[component] = rows
+            if "scale" in header:
+                scales[component] = torch.tensor(header.pop("scale"))
+            metadata |= {k: v for k, v in header.items() if k != "version"}
+        if placeholder_token is None and len(set(names)) > 1:
+            raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
+        read = cls.from_embeddings(placeholder_token or names[0], embeddings, metadata)
+        # a stored scale gives the direction back to the last digit; the norm of the product would round once more
+        directions = {c: embeddings[c] / scales[c][:, None] if c in scales else v for c, v in read.directions.items()}
+        return replace(read, directions=directions, scales=read.scales | scales)
+
+    @classmethod
+    def _from_state_dict(cls, state_dict: Mapping[str, Any], placeholder_token: str | None) -> "DirectionalInversion":
+        if state_dict and set(state_dict) <= set(formats.COMPONENTS):
+            if placeholder_token is None:
+                raise ValueError("This state dict has no placeholder in it: give it with `token` (or `placeholder_token`).")
+            return cls.from_embeddings(placeholder_token, state_dict)
+        if len(state_dict) != 1 or not isinstance(next(iter(state_dict.values())), Tensor):
+            raise ValueError(
+                f"A state dict needs one placeholder with its rows, or rows per component; got {list(state_dict)}."
+            )
+        ((name, rows),) = state_dict.items()
+        return cls.from_embeddings(placeholder_token or name, {formats.COMPONENTS[0]: rows})
+
+    # ------------------------------------------------------------------------------------------------------- geometry
+    def rescale(self, token_scale: float | Mapping[str, float]) -> "DirectionalInversion":
+        """The same directions at other norms: one number, or one per component."""
+        new = token_scale if isinstance(token_scale, Mapping) else dict.fromkeys(self.scales, token_scale)
+        return replace(self, scales={c: torch.full_like(m, float(new[c])) for c, m in self.scales.items()})
+
+    def slerp(self, other: "DirectionalInversion", t: float) -> "DirectionalInversion":
+        """The concept at share `t` of the way to `other`, along the sphere; scales go in a straight line."""
+        shapes = [{c: tuple(v.shape) for c, v in x.directions.items()} for x in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Only concepts of the same encoders and number of vectors can be mixed: {shapes[0]}, {shapes[1]}."
+            )
+        directions = {c: slerp(v, other.directions[c], t) for c, v in self.directions.items()}
+        return replace(
+            self, directions=directions, scales={c: torch.lerp(m, other.scales[c], t) for c, m in self.scales.items()}
+        )
+
+
+def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
+    """Files on disk, or None where nothing of that name is on disk."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return None
+    names = [weight_name] if weight_name else [formats.file_name(c) for c in formats.COMPONENTS]
+    files = [path / n for n in names if (path / n).is_file()]
+    if not files:
+        raise OSError(f"{path} has no {' or '.join(names)}; give the file's name with `weight_name`.")
+    return files
+
+
+def _hub_files(repo_id: str, weight_name: str | None, subfolder: str | None, hub_kwargs: dict[str, Any]) -> list[Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError, HFValidationError
+
+    names = [weight_name] if weight_name else [formats.file_name(c) for c in formats.COMPONENTS]
+    files, missing = [], None
+    for name in names:
+        try:
+            files.append(Path(hf_hub_download(repo_id, name, subfolder=subfolder, **hub_kwargs)))
+        except HFValidationError as error:
+            raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
+        except EntryNotFoundError as error:  # offline too: the second file may not exist
+            missing = error
+    if not files:
+        raise OSError(f"{repo_id} has no {' or '.join(names)} that can be had: {missing}") from missing
+    return files

@@ -1,0 +1,223 @@
+"""The mixin that gives every diffusers pipeline `load_directional_inversion`, and the `register` that puts it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.utils import logging
+from torch import nn
+
+from . import vocabulary
+from .inversion import DirectionalInversion
+from .offload import weights_at_hand
+
+logger = logging.get_logger(__name__)
+
+Pair = tuple[Any, nn.Module]
+
+
+def text_pairs(pipe: Any) -> dict[str, Pair]:
+    """Tokenizer and encoder of each text encoder of a pipeline, by the encoder's component name.
+
+    Raises:
+        ValueError: where there is none, listing the components found.
+    """
+    components = pipe.components
+    pairs = {}
+    for name in sorted(n for n in components if n.startswith("text_encoder")):
+        encoder, tokenizer = components[name], components.get(name.replace("text_encoder", "tokenizer"))
+        if isinstance(encoder, nn.Module) and hasattr(encoder, "get_input_embeddings") and hasattr(tokenizer, "add_tokens"):
+            pairs[name] = (tokenizer, encoder)
+    if not pairs:
+        found = {n: type(c).__name__ for n, c in components.items() if n.startswith(("text_encoder", "tokenizer"))}
+        raise ValueError(
+            f"{type(pipe).__name__} has no text encoder with a tokenizer of its own, so there is nowhere to put a token. "
+            f"It has: {found or 'neither'}."
+        )
+    return pairs
+
+
+def rescale(pairs: Mapping[str, Pair], inversion: DirectionalInversion, token_scale: str | float) -> DirectionalInversion:
+    """The concept at the vocabulary's "mean", "min" or "max" norm in each encoder, or at a number."""
+    if isinstance(token_scale, str):
+        norms = {c: vocabulary.norm_statistic(*pairs[c], token_scale) for c in inversion.scales}
+        return inversion.rescale(norms)
+    if not token_scale > 0:
+        raise ValueError(f'token_scale must be "mean", "min", "max" or a positive number, got {token_scale!r}.')
+    return inversion.rescale(token_scale)
+
+
+def load_directional_inversion(
+    pipe: Any,
+    source: str | Path | Mapping[str, Any] | DirectionalInversion,
+    token: str | None = None,
+    token_scale: str | float | None = None,
+    pooling: str | None = None,
+    hf_token: str | bool | None = None,
+    **kwargs: Any,
+) -> DirectionalInversion:
+    """Load a learned concept into every text encoder of a pipeline.
+
+    Args:
+        pipe: any diffusers pipeline whose `text_encoder*` have a `tokenizer*` each.
+        source: Hub id, folder, file, state dict, or a `DirectionalInversion`.
+        token: the placeholder to use in prompts; the file's own by default.
+        token_scale: None for the stored norm; "mean", "min", "max" of the encoder's vocabulary; or a number. "mean"
+            repairs the inflated embeddings of classic textual inversion.
+        pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" at the placeholder, as transformers
+            does with SDXL's configuration. By default as the concept was trained, else "eos".
+        hf_token: the Hub's access token.
+        kwargs: `weight_name`, `subfolder`, `revision`, `cache_dir`, `local_files_only`, ...
+
+    Returns:
+        What was loaded, at the scale it was loaded with.
+
+    Raises:
+        ValueError: for a concept that does not fit, or a placeholder that is taken; the pipeline is then as it was.
+    """
+    if token is not None and token.startswith("hf_"):
+        raise ValueError("`token` is the placeholder, and this one looks like a Hub credential: give that as `hf_token`.")
+    if isinstance(source, DirectionalInversion):
+        inversion = source if token is None else DirectionalInversion(token, source.directions, source.scales, source.metadata)
+    else:
+        inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
+    pooling = pooling or inversion.metadata.get("pooling", "eos")
+    if pooling not in ("eos", "legacy"):
+        raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
+
+    pairs = text_pairs(pipe)
+    fitting = {c: pairs[c] for c in inversion.directions if c in pairs}
+    if not fitting:
+        raise ValueError(
+            f"{inversion.placeholder_token} is for {', '.join(inversion.directions)}, and {type(pipe).__name__} has only "
+            f"{', '.join(pairs)}."
+        )
+    if set(fitting) != set(inversion.directions):
+        unused = set(inversion.directions) - set(fitting)
+        logger.warning(f"{type(pipe).__name__} has no {', '.join(sorted(unused))}: that part of the concept stays unused.")
+        kept = {c: inversion.directions[c] for c in fitting}, {c: inversion.scales[c] for c in fitting}
+        inversion = DirectionalInversion(inversion.placeholder_token, *kept, inversion.metadata)
+    if set(fitting) != set(pairs):
+        missing = ", ".join(sorted(set(pairs) - set(fitting)))
+        logger.warning(f"{inversion.placeholder_token} has nothing for {missing}: there it stays an ordinary, unknown word.")
+
+    added: list[Pair] = []
+    with _all_at_hand(fitting):
+        if token_scale is not None:
+            inversion = rescale(fitting, inversion, token_scale)
+        for component, pair in fitting.items():
+            vocabulary.check(*pair, component, inversion)
+        # < from here on the pipeline changes
+        try:
+            for component, pair in fitting.items():
+                added.append(pair)
+                vocabulary.add(*pair, component, inversion, pooling)
+        except BaseException:
+            for pair in added:
+                vocabulary.remove(*pair, inversion.placeholder_token)
+            raise
+        # />
+    return inversion
+
+
+@contextmanager
+def _all_at_hand(pairs: Mapping[str, Pair]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _, encoder in pairs.values():
+            stack.enter_context(weights_at_hand(encoder))
+        yield
+
+
+def directional_inversions(pipe: Any) -> dict[str, DirectionalInversion]:
+    """What is loaded in a pipeline, by placeholder, in order of loading."""
+    found: dict[str, DirectionalInversion] = {}
+    for _, encoder in text_pairs(pipe).values():
+        ledger = vocabulary.ledger_of(encoder)
+        for word, entry in (ledger.entries if ledger else {}).items():
+            found.setdefault(word, entry.inversion)
+    return found
+
+
+def unload_directional_inversion(pipe: Any, token: str | list[str] | None = None) -> None:
+    """Take concepts out of a pipeline, as if only the others had ever been loaded.
+
+    Args:
+        pipe: the pipeline.
+        token: placeholder or placeholders; all that are loaded by default.
+
+    Raises:
+        ValueError: for a placeholder that is not loaded; nothing is unloaded then.
+    """
+    loaded = directional_inversions(pipe)
+    words = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
+    unknown = [w for w in words if w not in loaded]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
+    pairs = text_pairs(pipe)
+    with _all_at_hand(pairs):
+        for tokenizer, encoder in pairs.values():
+            for word in words:
+                ledger = vocabulary.ledger_of(encoder)
+                if ledger and word in ledger.entries:
+                    vocabulary.remove(tokenizer, encoder, word)
+
+
+def save_directional_inversion(pipe: Any, save_directory: str | Path, token: str | None = None) -> None:
+    """Save a loaded concept; `token` says which where several are loaded.
+
+    Raises:
+        ValueError: where it is not clear which concept is meant.
+    """
+    loaded = directional_inversions(pipe)
+    if token not in loaded and (token is not None or len(loaded) != 1):
+        raise ValueError(f"Say with `token` which concept to save; loaded are: {', '.join(loaded) or 'none'}.")
+    (loaded[token] if token else next(iter(loaded.values()))).save_pretrained(save_directory)
+
+
+class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
+    """Methods for pipelines: see the functions of the same names in this module."""
+
+    def load_directional_inversion(
+        self,
+        source: str | Path | Mapping[str, Any] | DirectionalInversion,
+        token: str | None = None,
+        token_scale: str | float | None = None,
+        pooling: str | None = None,
+        hf_token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> DirectionalInversion:
+        """See `diffusers_dti.load_directional_inversion`."""
+        return load_directional_inversion(self, source, token, token_scale, pooling, hf_token, **kwargs)
+
+    def unload_directional_inversion(self, token: str | list[str] | None = None) -> None:
+        """See `diffusers_dti.unload_directional_inversion`."""
+        unload_directional_inversion(self, token)
+
+    def save_directional_inversion(self, save_directory: str | Path, token: str | None = None) -> None:
+        """See `diffusers_dti.save_directional_inversion`."""
+        save_directional_inversion(self, save_directory, token)
+
+    @property
+    def directional_inversions(self) -> dict[str, DirectionalInversion]:
+        """The loaded concepts by placeholder."""
+        return directional_inversions(self)
+
+
+def register(pipeline_class: type) -> None:
+    """Give a pipeline class and all its subclasses, also later ones, the mixin's methods. Twice is the same as once.
+
+    Raises:
+        TypeError: where the class has a method of somebody else's under one of the names.
+    """
+    mixin = DirectionalTextualInversionMixin
+    if issubclass(pipeline_class, mixin):
+        return
+    names = [n for n in vars(mixin) if not n.startswith("_")]
+    taken = [n for n in names if hasattr(pipeline_class, n)]
+    if taken:
+        raise TypeError(f"{pipeline_class.__name__} has its own {', '.join(taken)}: not overwritten.")
+    pipeline_class.__bases__ += (mixin,)  # last, so that no pipeline's own method is ever hidden

@@ -1,0 +1,75 @@
+"""Working on modules that offloading has spread over devices, and giving them back as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from torch import nn
+
+
+@contextmanager
+def weights_at_hand(encoder: nn.Module) -> Iterator[None]:
+    """The encoder's own tensors, where sequential offload has put placeholders on the meta device in their stead.
+
+    Model offload needs nothing: it moves the module as a whole, new rows included.
+    """
+    hook = getattr(encoder, "_hf_hook", None)
+    if isinstance(hook, SequentialHook):
+        hook = hook.hooks[0]
+    sequential = isinstance(hook, AlignDevicesHook)
+    if sequential:
+        remove_hook_from_module(encoder, recurse=True)
+    try:
+        yield
+    finally:
+        if sequential:
+            cpu_offload(encoder, hook.execution_device, offload_buffers=len(encoder._parameters) > 0)
+        _maybe_remove_and_reapply_group_offloading(encoder)
+
+
+@contextmanager
+def frozen(pipe: Any) -> Iterator[None]:
+    """All of a pipeline's modules in eval mode and without gradients, offloading off; afterwards as before.
+
+    Eval mode also keeps encoders' dropout off (the authors' `.train()` switches UMT5's on).
+    """
+    device = pipe.device
+    model_offload, sequential_offload, group_offload = _func_optionally_disable_offloading(pipe)
+    if group_offload:
+        raise ValueError("Training under group offloading is not supported: build the pipeline without it.")
+    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    training = {m: m.training for module in modules for m in module.modules()}
+    gradients = {p: p.requires_grad for module in modules for p in module.parameters()}
+    try:
+        for module in modules:
+            module.eval().requires_grad_(False)
+        if model_offload or sequential_offload:
+            pipe.to(pipe._offload_device)
+        yield
+    finally:
+        for m, was in training.items():
+            m.training = was
+        for p, was in gradients.items():
+            p.requires_grad_(was)
+        if model_offload:
+            pipe.enable_model_cpu_offload(device=pipe._offload_device)
+        elif sequential_offload:
+            pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
+        elif pipe.device != device:
+            pipe.to(device)
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """A half precision module in float32 for a while: SDXL's VAE overflows in float16."""
+    dtype = next(module.parameters()).dtype
+    nn.Module.to(module, torch.float32)  # diffusers' own `to` warns of what is meant here
+    try:
+        yield
+    finally:
+        nn.Module.to(module, dtype)

@@ -1,0 +1,84 @@
+"""Read a scene back from its picture, by analysis through synthesis: no weights, nothing learned.
+
+For every layout (shape, size, place, pattern) the picture is a weighted sum of at most five colours, the weights being
+what each part covers of each pixel. Their least-squares colours are snapped to the palette, the scene is drawn with
+them, and the layout with the smallest error is the answer. What fits nothing well is "unclear", and counts as wrong.
+"""
+
+import functools
+from itertools import product
+
+import scenes
+import torch
+
+COLOR_LIMIT = 0.30  # RGB distance (each channel in [0, 1]) from which a part's colour is called unclear
+PART_LIMIT = 0.22  # root mean square error over the object's pixels, from which its shape, size and place are
+
+
+@functools.lru_cache(2)
+def _layouts(pixels: int):
+    keys = list(product(scenes.SHAPES, scenes.SIZES, scenes.PLACES, scenes.PATTERNS))
+    parts = []
+    for shape, size, place, pattern in keys:
+        border, fill, dot = scenes.masks(shape, size, place, pixels)
+        ground, second = 1 - border - fill - dot, scenes.pattern_mask(pattern, pixels)
+        parts.append(torch.stack([ground * (1 - second), ground * second, border, fill, dot]))
+    cover = torch.stack(parts).flatten(2).double()  # (layouts, 5, pixels²)
+    return keys, cover.float(), torch.linalg.pinv(cover.transpose(1, 2)).float()
+
+
+def _nearest(colors: torch.Tensor, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    distance = (colors[..., None, :] - choices).norm(dim=-1)
+    best = distance.min(-1)
+    return best.indices, best.values
+
+
+@torch.no_grad()
+def read(images: torch.Tensor) -> list[dict[str, str]]:
+    """The attributes of each picture. `images`: (n, 3, pixels, pixels) in [0, 1]; a value may be "unclear"."""
+    pixels = images.shape[-1]
+    keys, cover, solve = _layouts(pixels)
+    fills = torch.stack([scenes.rgb(c) for c in scenes.FILLS])
+    trims = torch.stack([scenes.rgb(c) for c in scenes.TRIMS[1:]])
+    grounds = torch.stack([scenes.rgb(c) for c in scenes.BACKGROUNDS])
+    seconds = torch.stack([scenes.second_color(c) for c in scenes.BACKGROUNDS])
+    plain = torch.tensor([k[3] == "plain" for k in keys])
+    answers = []
+    for image in images:
+        x = image.flatten(1).T  # (pixels², 3)
+        colors = solve @ x  # (layouts, 5, 3)
+        # a background's two colours are chosen together
+        gaps = (colors[:, :1] - grounds).norm(dim=-1), (colors[:, 1:2] - seconds).norm(dim=-1)
+        ground = torch.where(plain[:, None], gaps[0], (gaps[0] + gaps[1]) / 2).min(-1)
+        fill, fill_gap = _nearest(colors[:, 3], fills)
+        snapped = [grounds[ground.indices], seconds[ground.indices]]
+        trimmed = []
+        for part in (2, 4):  # border, dot: of the fill's own colour, or black, or white
+            choices = torch.cat([fills[fill][:, None], trims.expand(len(keys), -1, -1)], 1)
+            index, gap = _nearest(colors[:, part], choices)
+            snapped.append(choices[torch.arange(len(keys)), index])
+            trimmed.append((index, gap))
+        palette = torch.stack([snapped[0], snapped[1], snapped[2], fills[fill], snapped[3]], 1)
+        error = (torch.einsum("lpn,lpc->lnc", cover, palette) - x).square().sum(-1)  # (layouts, pixels²)
+        best = int(error.mean(-1).argmin())
+        shape, size, place, pattern = keys[best]
+        near = torch.nn.functional.max_pool2d(cover[best, 2:].sum(0).view(1, 1, pixels, pixels), 5, 1, 2).flatten() > 0.5
+        lost = (error[best, near].mean() / 3).sqrt() > PART_LIMIT
+        away = (error[best, ~near].mean() / 3).sqrt() > PART_LIMIT
+        (border, border_gap), (dot, dot_gap) = trimmed
+        answer = {
+            "shape": (shape, lost), "size": (size, lost), "place": (place, lost),
+            "fill": (scenes.FILLS[fill[best]], fill_gap[best] > COLOR_LIMIT),
+            "border": (scenes.TRIMS[border[best]], border_gap[best] > COLOR_LIMIT),
+            "dot": (scenes.TRIMS[dot[best]], dot_gap[best] > COLOR_LIMIT),
+            "background": (scenes.BACKGROUNDS[ground.indices[best]], ground.values[best] > COLOR_LIMIT),
+            "pattern": (pattern, away),
+        }  # fmt: skip
+        answers.append({k: "unclear" if unclear else v for k, (v, unclear) in answer.items()})
+    return answers
+
+
+def score(images: torch.Tensor, truths: list[dict[str, str]], attributes: tuple[str, ...]) -> float:
+    """The share of `attributes` that the pictures have right, over all pictures."""
+    found = read(images)
+    return sum(f[a] == t[a] for f, t in zip(found, truths, strict=True) for a in attributes) / (len(found) * len(attributes))
