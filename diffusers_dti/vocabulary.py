@@ -135,15 +135,15 @@ def add(tokenizer: Any, encoder: nn.Module, component: str, inversion: Direction
     adopted = all(n in tokenizer.get_vocab() for n in names)
     ledger = ledger_of(encoder)
     if ledger is None:
-        own = len(weight)
-        if adopted and max(tokenizer.convert_tokens_to_ids(names)) == own - 1:
-            own -= len(names)  # a saved pipeline reopened: the rows at the table's end are the concept's
-        ledger = Ledger(own, getattr(_text_config(encoder), "vocab_size", None))
-        if own != len(weight) and ledger.vocab_size is not None:
-            ledger.vocab_size -= len(names)
+        ledger = Ledger(len(weight), getattr(_text_config(encoder), "vocab_size", None))
         setattr(encoder, _LEDGER, ledger)
     ledger.entries[word] = Entry(inversion, names, pooling)
-    if not adopted:
+    if adopted:  # a saved pipeline reopened: what concepts have at the table's end was never the encoder's own
+        taken = {tokenizer.convert_tokens_to_ids(n) for e in ledger.entries.values() for n in e.names} - ledger.spare.keys()
+        while ledger.table_rows - 1 in taken:
+            ledger.table_rows -= 1
+            ledger.vocab_size = ledger.vocab_size and ledger.vocab_size - 1
+    else:
         expansion.add_tokens(tokenizer, names)
         ids = tokenizer.convert_tokens_to_ids(names)
         rows = rows.to(weight)
@@ -176,16 +176,15 @@ def remove(tokenizer: Any, encoder: nn.Module, word: str) -> None:
     vocabulary = tokenizer.get_vocab()
     gone = sorted(vocabulary[n] for n in entry.names if n in vocabulary)
     if gone:
-        later = sorted(i for i in tokenizer.added_tokens_decoder if i > gone[0] and i not in gone)
-        moved = {i: i - sum(g < i for g in gone) for i in later}
+        kept = [i for i in tokenizer.added_tokens_decoder if i not in gone]
+        moved = {i: i - sum(g < i for g in gone) for i in kept if i > gone[0]}
         _drop_tokens(tokenizer, set(entry.names), moved)
         rows = table(encoder).detach()
-        total = max([ledger.table_rows, *(new + 1 for new in moved.values())])
+        total = max([ledger.table_rows, *(moved.get(i, i) + 1 for i in kept)])
         new_rows = rows[:total].clone()
         for old, new in moved.items():
             new_rows[new] = rows[old]
-        used = {*moved.values()}
-        for id in [i for i in ledger.spare if i >= gone[0] and i not in used]:
+        for id in [i for i in ledger.spare if i >= gone[0] and i not in moved.values()]:
             new_rows[id] = ledger.spare.pop(id)
         if total == len(rows):
             rows.copy_(new_rows)

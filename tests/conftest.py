@@ -96,7 +96,7 @@ def build_sd(tmp):
     tokenizer = clip_tokenizer(tmp / "sd")
     return StableDiffusionPipeline(
         vae=build_vae(), text_encoder=clip_encoder(tokenizer, 16), tokenizer=tokenizer, unet=build_unet(16),
-        scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 

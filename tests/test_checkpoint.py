@@ -1,0 +1,73 @@
+"""Going on from a checkpoint is as if the run had never stopped."""
+
+import pytest
+import torch
+
+from diffusers_dti import DirectionalInversion, DTITrainer, checkpoint
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+@pytest.mark.parametrize("method", ["dti", "ti"])
+def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
+    settings = SETTINGS | {"method": method, "beta": 0.9}
+    whole = DTITrainer(sdxl, **settings, max_train_steps=8).fit(photos)
+    sdxl.unload_directional_inversion()
+    first = DTITrainer(sdxl, **settings, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    sdxl.unload_directional_inversion()
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    read = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-4")  # a concept by itself
+    torch.testing.assert_close(read.embeddings["text_encoder"], first.embeddings["text_encoder"])
+    torch.manual_seed(99)  # no global state plays a part
+    resumed = DTITrainer(sdxl, **settings, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="latest")
+    again = resumed.fit(photos)
+    assert resumed.history[-1]["step"] == 8
+    for component, rows in whole.embeddings.items():
+        assert torch.equal(again.embeddings[component], rows)
+
+
+def test_an_interrupted_run_keeps_what_it_learned(sdxl, photos, tmp_path, monkeypatch):
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path)
+    loss, calls = trainer.family.loss, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(trainer.family, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(photos)
+    monkeypatch.undo()
+    assert sdxl.directional_inversions == {} and "<dog>" not in sdxl.tokenizer.get_vocab()
+    saved = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-3")
+    torch.testing.assert_close(saved.embeddings["text_encoder_2"], trainer.inversion.embeddings["text_encoder_2"])
+    whole = DTITrainer(sdxl, **SETTINGS, max_train_steps=8).fit(photos)
+    sdxl.unload_directional_inversion()
+    resumed = DTITrainer(
+        sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="checkpoint-3"
+    ).fit(photos)
+    assert torch.equal(resumed.directions["text_encoder"], whole.directions["text_encoder"])
+
+
+def test_another_runs_checkpoint_is_refused(sdxl, photos, tmp_path):
+    DTITrainer(sdxl, **SETTINGS, max_train_steps=2, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    sdxl.unload_directional_inversion()
+    other = DTITrainer(sdxl, **SETTINGS | {"seed": 1}, output_dir=tmp_path, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="other settings: seed"):
+        other.fit(photos)
+    assert sdxl.directional_inversions == {}
+    with pytest.raises(OSError, match="not a checkpoint"):
+        checkpoint.find(tmp_path, "checkpoint-99")
+    assert checkpoint.find(tmp_path / "empty", "latest") is None
+
+
+def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    assert not list(tmp_path.glob("*checkpoint*"))

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dti.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, load_images, make_crops
+
+
+def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0):
+    crops = [Crop(n, torch.zeros(3, 8, 8), (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
+    posteriors = [(torch.full((1, 2, 4, 4), float(i)), torch.full((1, 2, 4, 4), 0.5)) for i in range(len(crops))]
+    return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed)
+
+
+def test_a_sample_depends_on_its_number_alone():
+    one, other = samples(), samples()
+    whole = one.batch(0, 12, torch.device("cpu"))
+    for first, size in ((0, 1), (5, 4), (11, 1)):  # whatever came before, in batches of any size
+        part = other.batch(first, size, torch.device("cpu"))
+        for name in ("latents", "noise", "timesteps"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + size])
+        assert part.prompts == whole.prompts[first : first + size]
+    assert not torch.equal(whole.noise, samples(seed=1).batch(0, 12, torch.device("cpu")).noise)
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    samples().batch(0, 4, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_round_shows_every_photo_once():
+    made = samples(photos=5)
+    for round_ in range(4):
+        batch = made.batch(round_ * 5, 5, torch.device("cpu"))  # batches do not end with the photos (T14)
+        assert sorted(w for _, w in batch.original_sizes) == [8, 9, 10, 11, 12]
+
+
+def test_draws_have_the_right_distribution():
+    made = samples(photos=1)
+    batch = made.batch(0, 4000, torch.device("cpu"))
+    assert batch.latents.mean().abs() < 0.01 and (batch.latents.std() - 0.5).abs() < 0.01  # mean 0, std .5
+    assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
+    assert abs(torch.corrcoef(torch.stack([batch.latents.flatten(), batch.noise.flatten()]))[0, 1]) < 0.01
+    t = batch.timesteps.double()
+    assert abs(t.mean() - 499.5) < 20 and t.min() < 5 and t.max() > 994
+    assert 0.45 < batch.prompts.count("a <dog>") / 4000 < 0.55
+
+
+def test_captions_go_with_their_photos():
+    captions = ["a {} on grass", "my {}, asleep", "{}"]
+    batch = samples(captions=captions).batch(0, 9, torch.device("cpu"))
+    expected = {8 + n: c.replace("{}", "<dog>") for n, c in enumerate(captions)}
+    assert [expected[w] for _, w in batch.original_sizes] == batch.prompts
+
+
+def test_every_crop_of_a_photo_is_used():
+    made = samples(photos=2, crops_of=lambda n: 4 if n else 1)
+    batch = made.batch(0, 200, torch.device("cpu"))
+    assert {c for (_, w), c in zip(batch.original_sizes, batch.crop_corners) if w == 9} == {(0, i) for i in range(4)}
+
+
+def test_square_photos_have_one_crop_others_several():
+    square, wide = Image.new("RGB", (40, 40), "red"), Image.effect_noise((60, 30), 90).convert("RGB")
+    crops = make_crops([square, wide], 16, 8, seed=0)
+    assert [c.photo for c in crops] == [0] + [1] * 8
+    assert crops[0].original_size == (40, 40) and crops[0].corner == (0, 0)
+    assert torch.allclose(crops[0].pixels, torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 16, 16))
+    resized = torch.tensor(np.array(wide.resize((32, 16), Image.Resampling.BICUBIC))) / 127.5 - 1
+    for crop in crops[1:]:
+        top, left = crop.corner
+        assert crop.original_size == (30, 60) and top == 0 and 0 <= left <= 16
+        assert torch.allclose(crop.pixels, resized[:, left : left + 16].permute(2, 0, 1), atol=1e-6)
+    assert len({c.corner for c in crops[1:]}) > 3
+
+
+def test_photos_come_from_folders_files_and_pictures(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "b.jpg", exif=exif)
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    loaded = load_images(tmp_path)
+    assert [i.size for i in loaded] == [(8, 8), (10, 20)] and {i.mode for i in loaded} == {"RGB"}
+    assert [i.size for i in load_images(tmp_path / "b.jpg")] == [(10, 20)]
+    assert len(load_images([Image.new("L", (4, 4)), str(tmp_path / "a.png")])) == 2
+
+
+def test_photos_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match="has no pictures.*3 to 6 photos"):
+        load_images(tmp_path)
+    with pytest.raises(ValueError, match="No pictures were given"):
+        load_images([])
+    (tmp_path / "broken.png").write_bytes(b"png?")
+    with pytest.raises(OSError, match="broken.png is not a picture"):
+        load_images(tmp_path)
+    with pytest.raises(OSError, match="nowhere.png"):
+        load_images(tmp_path / "nowhere.png")
+
+
+def test_templates_have_one_place_each():
+    for templates in (OBJECT_TEMPLATES, STYLE_TEMPLATES):
+        assert len(set(templates)) == len(templates) and all(t.count("{}") == 1 for t in templates)

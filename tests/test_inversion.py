@@ -1,0 +1,159 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers_dti import DirectionalInversion
+from diffusers_dti.sphere import unit
+
+
+def make(word="<dog>", vectors=2, seed=0, **metadata):
+    generator = torch.Generator().manual_seed(seed)
+    rows = {"text_encoder": torch.randn(vectors, 16, generator=generator), "text_encoder_2": torch.randn(vectors, 24, generator=generator)}
+    return DirectionalInversion.from_embeddings(word, rows, metadata)
+
+
+def test_embeddings_are_scale_times_direction():
+    concept = make()
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(concept.embeddings["text_encoder"], torch.randn(2, 16, generator=generator))
+    assert concept.num_vectors == 2
+    torch.testing.assert_close(concept.directions["text_encoder_2"].norm(dim=-1), torch.ones(2))
+
+
+def test_files_go_round_to_float32_rounding(tmp_path):
+    concept = make(initializer="dog", pooling="eos").rescale(0.387)
+    concept.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["learned_embeds.safetensors", "learned_embeds_2.safetensors"]
+    again = DirectionalInversion.from_pretrained(tmp_path)
+    assert again.placeholder_token == "<dog>" and again.metadata == {"initializer": "dog", "pooling": "eos"}
+    for component in concept.directions:
+        assert torch.equal(again.scales[component], concept.scales[component])
+        assert (again.directions[component] - concept.directions[component]).abs().max() < 1e-7
+    one = DirectionalInversion.from_pretrained(tmp_path / "learned_embeds_2.safetensors", "<rex>")
+    assert one.placeholder_token == "<rex>" and list(one.directions) == ["text_encoder_2"]
+
+
+def test_the_second_file_alone_is_read(tmp_path):
+    concept = make()
+    concept.save_pretrained(tmp_path)
+    (tmp_path / "learned_embeds.safetensors").unlink()
+    assert list(DirectionalInversion.from_pretrained(tmp_path).directions) == ["text_encoder_2"]
+
+
+def test_plain_diffusers_files_and_state_dicts_are_read(tmp_path):
+    rows = torch.randn(1, 16)
+    save_file({"<cat>": rows[0]}, tmp_path / "mine.safetensors")
+    for source, kwargs in (
+        (tmp_path, {"weight_name": "mine.safetensors"}),
+        (tmp_path / "mine.safetensors", {}),
+        (tmp_path.parent, {"subfolder": tmp_path.name, "weight_name": "mine.safetensors"}),
+        (load_file(tmp_path / "mine.safetensors"), {}),
+        ({"text_encoder": rows}, {"placeholder_token": "<cat>"}),
+    ):
+        read = DirectionalInversion.from_pretrained(source, **kwargs)
+        assert read.placeholder_token == "<cat>"
+        torch.testing.assert_close(read.embeddings["text_encoder"], rows)
+
+
+def test_what_is_no_concept_is_refused(tmp_path):
+    with pytest.raises(OSError, match=r"has no learned_embeds.safetensors.*weight_name"):
+        DirectionalInversion.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no placeholder in it"):
+        DirectionalInversion.from_pretrained({"text_encoder": torch.ones(1, 4)})
+    with pytest.raises(ValueError, match="one placeholder"):
+        DirectionalInversion.from_pretrained({"a": torch.ones(1), "b": torch.ones(1)})
+    make("<a>").save_pretrained(tmp_path)
+    (tmp_path / "x").mkdir()
+    make("<b>").save_pretrained(tmp_path / "x")
+    (tmp_path / "x" / "learned_embeds.safetensors").rename(tmp_path / "learned_embeds.safetensors")
+    with pytest.raises(ValueError, match="different placeholders"):
+        DirectionalInversion.from_pretrained(tmp_path)
+    assert DirectionalInversion.from_pretrained(tmp_path, "<c>").placeholder_token == "<c>"
+
+
+def test_the_hub_is_asked_for_each_file(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.utils import EntryNotFoundError
+
+    make(vectors=1).save_pretrained(tmp_path)
+    asked = []
+
+    def download(repo_id, filename, subfolder=None, **kwargs):
+        asked.append((repo_id, filename, subfolder, kwargs))
+        if not (tmp_path / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    read = DirectionalInversion.from_pretrained("user/dti-dog", revision="v1", token="hf_x")
+    assert sorted(read.directions) == ["text_encoder", "text_encoder_2"]
+    assert [f for _, f, *_ in asked] == [f"learned_embeds{n}.safetensors" for n in ("", "_2", "_3")]
+    assert all(k == {"revision": "v1", "token": "hf_x"} for *_, k in asked)
+    (tmp_path / "learned_embeds.safetensors").unlink()
+    (tmp_path / "learned_embeds_2.safetensors").unlink()
+    with pytest.raises(OSError, match="user/dti-dog has no learned_embeds"):
+        DirectionalInversion.from_pretrained("user/dti-dog")
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="neither a file or folder"):
+        DirectionalInversion.from_pretrained("no/such/folder")
+
+
+def test_push_uploads_the_concepts_files(monkeypatch):
+    import os
+
+    import huggingface_hub
+
+    calls = {}
+
+    class Api:
+        def __init__(self, token=None):
+            calls["token"] = token
+
+        def create_repo(self, repo_id, **kwargs):
+            calls["create"] = (repo_id, kwargs)
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **kwargs):
+            calls["upload"] = (repo_id, sorted(os.listdir(folder_path)), kwargs)
+            return "https://hub/commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert make().push_to_hub("user/dti-dog", private=True, token="hf_x", create_pr=True) == "https://hub/commit"
+    assert calls["token"] == "hf_x" and calls["create"] == ("user/dti-dog", {"private": True, "exist_ok": True})
+    files = ["learned_embeds.safetensors", "learned_embeds_2.safetensors"]
+    assert calls["upload"] == ("user/dti-dog", files, {"create_pr": True, "commit_message": "Upload <dog>"})
+
+
+def test_rescale_and_slerp():
+    a, b = make(), make(seed=1)
+    scaled = a.rescale({"text_encoder": 0.4, "text_encoder_2": 0.5})
+    assert torch.equal(scaled.directions["text_encoder"], a.directions["text_encoder"])
+    torch.testing.assert_close(scaled.embeddings["text_encoder_2"].norm(dim=-1), torch.full((2,), 0.5))
+    middle = a.slerp(b, 0.5)
+    for component in a.directions:
+        torch.testing.assert_close(middle.directions[component], unit(a.directions[component] + b.directions[component]))
+        torch.testing.assert_close(middle.scales[component], (a.scales[component] + b.scales[component]) / 2)
+    with pytest.raises(ValueError, match="same encoders"):
+        a.slerp(make(vectors=1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(torch.zeros(1, 4), "not zero"), (torch.full((1, 4), float("nan")), "finite")],
+)
+def test_rows_without_a_direction_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        DirectionalInversion.from_embeddings("<dog>", {"text_encoder": rows})
+
+
+def test_inconsistent_parts_are_refused():
+    v, m = torch.nn.functional.normalize(torch.randn(2, 4)), torch.ones(2)
+    for args, message in (
+        (("", {"text_encoder": v}, {"text_encoder": m}), "placeholder"),
+        (("<a>", {"text_encoder": v}, {}), "scale for every"),
+        (("<a>", {"text_encoder": 2 * v}, {"text_encoder": m}), "unit rows"),
+        (("<a>", {"text_encoder": v}, {"text_encoder": m[:1]}), r"\(n, d\)"),
+        (("<a>", {"text_encoder": v}, {"text_encoder": -m}), "positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DirectionalInversion(*args)

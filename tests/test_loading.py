@@ -1,0 +1,232 @@
+"""The loader on whole pipelines, against diffusers' own."""
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from conftest import generate
+from diffusers import DiffusionPipeline, ModularPipeline, StableDiffusionXLImg2ImgPipeline
+from safetensors.torch import load_file
+from test_vocabulary import differing, states
+
+import diffusers_dti
+from diffusers_dti import DirectionalInversion, DirectionalTextualInversionMixin, register, vocabulary
+from diffusers_dti.loading import text_pairs
+
+
+def rows_in(pipe, component, word="<dog>"):
+    tokenizer, encoder = text_pairs(pipe)[component]
+    return vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids(word)].detach()
+
+
+def test_one_call_fills_every_encoder(pipe, concept, tmp_path):
+    made = concept(pipe)
+    made.save_pretrained(tmp_path)
+    loaded = pipe.load_directional_inversion(str(tmp_path))
+    assert pipe.directional_inversions == {"<dog>": loaded}
+    for component in text_pairs(pipe):
+        assert torch.equal(rows_in(pipe, component), made.embeddings[component][0])
+    assert (generate(pipe, "a <dog>") != generate(pipe, "a dog")).any()
+
+
+def test_stock_diffusers_reads_what_we_save(sdxl, concept, tmp_path):
+    """T17: with the unmodified loader, a call per encoder."""
+    made = concept(sdxl)
+    made.save_pretrained(tmp_path)
+    stock = copy.deepcopy(sdxl)
+    stock.load_textual_inversion(str(tmp_path))
+    second = load_file(tmp_path / "learned_embeds_2.safetensors")
+    stock.load_textual_inversion(second, tokenizer=stock.tokenizer_2, text_encoder=stock.text_encoder_2)
+    sdxl.load_directional_inversion(tmp_path, pooling="legacy")  # stock's pooling
+    for component in ("text_encoder", "text_encoder_2"):
+        assert torch.equal(rows_in(stock, component), made.embeddings[component][0])
+        assert torch.equal(rows_in(stock, component), rows_in(sdxl, component))
+    assert torch.equal(generate(stock, "a <dog> on the beach"), generate(sdxl, "a <dog> on the beach"))
+
+
+def test_text_after_the_token_reaches_the_pooled_vector(sdxl, concept):
+    """T1: with legacy pooling different endings give equal pooled vectors, with ours they do not."""
+    made = concept(sdxl)
+    ordinary = sdxl.encode_prompt("a dog on the beach")
+    pooled = {}
+    for pooling in ("legacy", "eos"):
+        sdxl.load_directional_inversion(made, pooling=pooling)
+        pooled[pooling] = [sdxl.encode_prompt(f"a <dog> on the {where}")[2] for where in ("beach", "tower")]
+        for was, now in zip(ordinary, sdxl.encode_prompt("a dog on the beach")):
+            assert (was is None and now is None) or torch.equal(was, now)  # ordinary prompts: the same bits
+        sdxl.unload_directional_inversion()
+    assert torch.equal(*pooled["legacy"])
+    assert not torch.equal(*pooled["eos"])
+
+
+def test_pooling_is_the_concepts_own_unless_said(sdxl, concept):
+    made = concept(sdxl, pooling="legacy")
+    sdxl.load_directional_inversion(made)
+    assert sdxl.text_encoder_2.config.eos_token_id == 2
+    sdxl.load_directional_inversion(made, token="<cat>", pooling="eos")
+    assert sdxl.text_encoder_2.config.eos_token_id == sdxl.tokenizer_2.eos_token_id
+    with pytest.raises(ValueError, match='pooling must be "eos"'):
+        sdxl.load_directional_inversion(made, token="<rex>", pooling="mean")
+
+
+@pytest.mark.parametrize("vectors", [2, 3])
+def test_several_vectors_work_in_the_prompt(pipe, concept, vectors):
+    pipe.load_directional_inversion(concept(pipe, "<rex>", vectors))
+    pipe.load_directional_inversion(concept(pipe, "<cat>", seed=3))
+    names = vocabulary.ledger_of(pipe.text_encoder).entries["<rex>"].names
+    written_out = generate(pipe, f"a {''.join(names)} near a <cat>")
+    assert torch.equal(generate(pipe, "a <rex> near a <cat>"), written_out)
+    assert torch.equal(generate(pipe, ["a <rex> near a <cat>"]), written_out)
+    assert not torch.equal(generate(pipe, "a dog", negative_prompt="a <rex>"), generate(pipe, "a dog"))
+
+
+def test_token_scale_repairs_an_inflated_embedding(sdxl, concept):
+    inflated = concept(sdxl, scale=20.0)
+    sdxl.load_directional_inversion(inflated, token_scale="mean")
+    for component, pair in text_pairs(sdxl).items():
+        norm = vocabulary.norm_statistic(*pair, "mean")
+        assert rows_in(sdxl, component).norm().item() == pytest.approx(norm, rel=1e-6)
+    sdxl.unload_directional_inversion()
+    sdxl.load_directional_inversion(inflated, token_scale=0.5)
+    assert rows_in(sdxl, "text_encoder_2").norm().item() == pytest.approx(0.5, rel=1e-6)
+    sdxl.unload_directional_inversion()
+    before = states(sdxl)
+    for bad in ("median", 0, -1.0):
+        with pytest.raises(ValueError, match="token_scale must be"):
+            sdxl.load_directional_inversion(inflated, token_scale=bad)
+    assert not differing(states(sdxl), before)
+
+
+def test_a_concept_for_fewer_or_more_encoders_warns(sdxl, sd, concept, caplog):
+    both = concept(sdxl)
+    diffusers_logger = diffusers_dti.loading.logger
+    diffusers_logger.addHandler(caplog.handler)
+    try:
+        sd.load_directional_inversion(both)
+        assert "StableDiffusionPipeline has no text_encoder_2" in caplog.text
+        part = DirectionalInversion.from_embeddings("<cat>", {"text_encoder_2": both.embeddings["text_encoder_2"]})
+        sdxl.load_directional_inversion(part)
+        assert "<cat> has nothing for text_encoder" in caplog.text
+        with pytest.raises(ValueError, match="<cat> is for text_encoder_2, and StableDiffusionPipeline has only text_encoder"):
+            sd.load_directional_inversion(part)
+    finally:
+        diffusers_logger.removeHandler(caplog.handler)
+
+
+def test_a_failure_half_way_leaves_the_pipeline_as_it_was(sdxl, concept, monkeypatch):
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
+    before = states(sdxl)
+    add_tokens = type(sdxl.tokenizer_2).add_tokens
+
+    def fail(self, *args, **kwargs):
+        if self is sdxl.tokenizer_2:
+            raise RuntimeError("out of memory")
+        return add_tokens(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(sdxl.tokenizer_2), "add_tokens", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sdxl.load_directional_inversion(concept(sdxl, vectors=2))
+    monkeypatch.undo()
+    assert not differing(states(sdxl), before)
+
+
+def test_credentials_are_no_placeholders(sdxl, concept):
+    with pytest.raises(ValueError, match="hf_token"):
+        sdxl.load_directional_inversion(concept(sdxl), token="hf_abcdef")
+
+
+def test_unloading_what_is_not_loaded_is_an_error(sdxl, concept):
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
+    with pytest.raises(ValueError, match="<dog> is not loaded; loaded are: <cat>"):
+        sdxl.unload_directional_inversion(["<cat>", "<dog>"])
+    assert list(sdxl.directional_inversions) == ["<cat>"]
+
+
+def test_from_pipe_shares_what_is_loaded(sdxl, concept):
+    sdxl.load_directional_inversion(concept(sdxl, vectors=2))
+    other = StableDiffusionXLImg2ImgPipeline.from_pipe(sdxl)
+    assert list(other.directional_inversions) == ["<dog>"]
+    other.unload_directional_inversion()
+    assert sdxl.directional_inversions == {}
+
+
+def test_save_and_reopen(sdxl, concept, tmp_path):
+    """A pipeline saved with tokens in it keeps single vectors; loading the same concept again adopts its rows."""
+    single, several = concept(sdxl), concept(sdxl, "<rex>", vectors=2, seed=5)
+    before = states(sdxl)
+    for made in (single, several):
+        sdxl.load_directional_inversion(made)
+    picture, pair = generate(sdxl, "a <dog> on the beach"), generate(sdxl, "a <dog> near <rex>")
+    sdxl.save_pretrained(tmp_path)
+    reopened = DiffusionPipeline.from_pretrained(tmp_path)
+    reopened.set_progress_bar_config(disable=True)
+    close = {"rtol": 0, "atol": 1e-5}  # a table read from disk lies otherwise in memory, and rounds otherwise
+    torch.testing.assert_close(generate(reopened, "a <dog> on the beach"), picture, **close)
+    rows = len(reopened.tokenizer)
+    for made in (several, single):
+        reopened.load_directional_inversion(made)
+    assert len(reopened.tokenizer) == rows
+    torch.testing.assert_close(generate(reopened, "a <dog> near <rex>"), pair, **close)
+    reopened.unload_directional_inversion()
+    for component, (tokenizer, encoder) in text_pairs(reopened).items():
+        assert len(tokenizer) == before[f"{component} length"] == len(vocabulary.table(encoder))
+        assert vocabulary.table(encoder).detach().view(torch.uint8).numpy().tobytes() == before[f"{component} table"]
+
+
+def test_save_directional_inversion(sdxl, concept, tmp_path):
+    sdxl.load_directional_inversion(concept(sdxl), token="<rex>")
+    sdxl.save_directional_inversion(tmp_path)
+    assert DirectionalInversion.from_pretrained(tmp_path).placeholder_token == "<rex>"
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
+    with pytest.raises(ValueError, match="loaded are: <rex>, <cat>"):
+        sdxl.save_directional_inversion(tmp_path)
+    sdxl.save_directional_inversion(tmp_path, "<cat>")
+    assert DirectionalInversion.from_pretrained(tmp_path).placeholder_token == "<cat>"
+
+
+def test_half_precision_pipelines_load(sdxl, concept):
+    made = concept(sdxl)
+    for dtype in (torch.bfloat16, torch.float16):
+        sdxl.to(dtype)
+        sdxl.load_directional_inversion(made)
+        assert torch.equal(rows_in(sdxl, "text_encoder"), made.embeddings["text_encoder"][0].to(dtype))
+        sdxl.unload_directional_inversion()
+
+
+def test_every_pipeline_class_speaks_dti():
+    for base in (DiffusionPipeline, ModularPipeline):
+        assert issubclass(base, DirectionalTextualInversionMixin)
+    names = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+    assert len(names) > 200
+    for name in ("StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline", "SanaPipeline", "WanPipeline", "FluxPipeline"):
+        cls = getattr(diffusers, name)
+        assert cls.load_directional_inversion is DirectionalTextualInversionMixin.load_directional_inversion
+
+    class Later(DiffusionPipeline):
+        pass
+
+    assert issubclass(Later, DirectionalTextualInversionMixin)
+
+
+def test_register_is_idempotent_and_overwrites_nobody():
+    mro = DiffusionPipeline.__mro__
+    register(DiffusionPipeline)
+    assert DiffusionPipeline.__mro__ == mro
+
+    class Base:
+        pass
+
+    class Theirs(Base):
+        def load_directional_inversion(self):
+            return "theirs"
+
+    with pytest.raises(TypeError, match="has its own load_directional_inversion"):
+        register(Theirs)
+    assert Theirs().load_directional_inversion() == "theirs"
+
+
+def test_a_pipeline_without_text_is_refused():
+    pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
+    with pytest.raises(ValueError, match="DDPMPipeline has no text encoder.*neither"):
+        pipe.load_directional_inversion({"<dog>": torch.ones(4)})

@@ -1,0 +1,275 @@
+"""`DTITrainer` on tiny pipelines: what it computes, and what it leaves behind."""
+
+import json
+import math
+from contextlib import ExitStack
+
+import pytest
+import torch
+from conftest import build_sdxl, generate
+from PIL import Image
+from test_optim import written_method
+from test_vocabulary import differing, states
+
+import diffusers_dti.trainer
+from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer, vocabulary
+from diffusers_dti.data import Samples
+from diffusers_dti.loading import text_pairs
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+def everything(pipe):
+    """What `fit` must give back."""
+    modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {
+        "weights": {
+            f"{n}.{k}": (v.dtype, v.device, v.clone())
+            for n, m in modules.items()
+            for k, v in m.state_dict().items()
+            if "token_embedding" not in k
+        },
+        "requires_grad": [p.requires_grad for m in modules.values() for p in m.parameters()],
+        "grad": [p.grad for m in modules.values() for p in m.parameters()],
+        "training": [x.training for m in modules.values() for x in m.modules()],
+        "hooks": [(len(x._forward_hooks), len(x._forward_pre_hooks)) for m in modules.values() for x in m.modules()],
+        "padding_side": (pipe.tokenizer.padding_side, pipe.tokenizer_2.padding_side),
+        "scheduler": dict(pipe.scheduler.config),
+        "random": torch.get_rng_state(),
+    }
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_fit_learns_loads_and_leaves_the_rest_as_it_was(sdxl, photos):
+    sdxl.encode_prompt("a dog")  # transformers' own hooks come with the first call
+    sdxl.unet.train()
+    sdxl.vae.requires_grad_(False)
+    before = everything(sdxl)
+    vocabulary_before = states(sdxl)
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
+    assert same(everything(sdxl), before)
+    for component, (tokenizer, encoder) in text_pairs(sdxl).items():
+        row = vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids("<dog>")]
+        assert torch.equal(row, learned.embeddings[component][0])
+        mean = vocabulary.norm_statistic(tokenizer, encoder, "mean")
+        assert learned.scales[component].item() == pytest.approx(mean, rel=1e-6)
+    assert sdxl.directional_inversions == {"<dog>": learned}
+    sdxl.unload_directional_inversion()
+    assert not differing(states(sdxl), vocabulary_before)
+
+
+def test_training_is_the_written_method(sdxl, photos):
+    """The whole trainer against the formulas: gradients from plain rows in the table, steps in float64."""
+    steps = 5
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3).fit(photos)
+    sdxl.unload_directional_inversion()
+
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
+    c, family, initial = trainer.config, trainer.family, trainer._initial()
+    crops = diffusers_dti.trainer.make_crops(photos, 16, c.crops_per_image, c.seed)
+    encoded = family.encode_images(sdxl, [x.pixels for x in crops])
+    samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, None, "<dog>", 1000, c.seed)
+    sdxl.load_directional_inversion(initial, pooling="legacy")
+    pairs = text_pairs(sdxl)
+    widths = [initial.directions[n].shape[1] for n in pairs]
+
+    def loss(v, t):  # v: both encoders' directions end to end, in one row each
+        parts = dict(zip(pairs, v.split(1)))
+        with ExitStack() as stack:
+            for (name, (tokenizer, encoder)), width in zip(pairs.items(), widths):
+                embedding, id = encoder.get_input_embeddings(), tokenizer.convert_tokens_to_ids("<dog>")
+                row = (parts[name][0, :width] * initial.scales[name]).float()
+                table = torch.cat([embedding.weight[:id].detach(), row[None], embedding.weight[id + 1 :].detach()])
+                stack.enter_context(swapped(embedding, table))
+            batch = samples.batch(t * 2, 2, torch.device("cpu"))
+            scheduler = family.training_scheduler(sdxl)
+            return family.loss(sdxl, scheduler, batch, family.encode_prompts(sdxl, batch.prompts))
+
+    start = torch.zeros(2, max(widths))
+    for i, (name, width) in enumerate(zip(pairs, widths)):
+        start[i, :width] = initial.directions[name][0]
+    expected = written_method(start, loss, start, 0.02, 1e-3, 0.0, steps)
+    for i, (name, width) in enumerate(zip(pairs, widths)):
+        assert (learned.directions[name][0] - expected[i, :width]).abs().max() < 1e-5
+
+
+class swapped:
+    """An embedding looking up in another table, all of it in the graph: what the trainer must not need."""
+
+    def __init__(self, embedding, table):
+        self.embedding, self.table = embedding, table
+
+    def __enter__(self):
+        self.handle = self.embedding.register_forward_hook(lambda m, args, out: self.table[args[0]])
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+
+def test_accumulated_batches_are_one_large_batch(sdxl, photos):
+    """T14: no step is lost, and the gradients are averaged before the prior is added."""
+    common = {**SETTINGS, "max_train_steps": 4, "kappa": 1e-3, "learning_rate": 0.01, "scale_lr": False}
+    large = DTITrainer(sdxl, **common | {"train_batch_size": 4}).fit(photos)
+    sdxl.unload_directional_inversion()
+    trainer = DTITrainer(sdxl, **common | {"train_batch_size": 2, "gradient_accumulation_steps": 2})
+    small = trainer.fit(photos)
+    assert trainer.history[-1]["step"] == 4
+    for component, v in large.directions.items():
+        torch.testing.assert_close(small.directions[component], v, rtol=0, atol=1e-5)
+
+
+def test_a_batch_larger_than_the_photos(sdxl, photos):
+    learned = DTITrainer(sdxl, **SETTINGS | {"train_batch_size": 7}, max_train_steps=2).fit(photos[:2])
+    assert learned.directions["text_encoder"].isfinite().all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_schedulers_prediction_type_is_the_target(tmp_path, photos, prediction_type):
+    from diffusers import DDPMScheduler
+
+    pipe = build_sdxl(tmp_path, prediction_type)
+    seen = []
+    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append((args[0], args[1], out.sample)), with_kwargs=True)
+    trainer = DTITrainer(pipe, **SETTINGS, max_train_steps=1, scale_lr=False)
+    batches = []
+    original = Samples.batch
+    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    try:
+        trainer.fit(photos)
+    finally:
+        Samples.batch = original
+    (noisy, t, prediction), batch = seen[0], batches[0]
+    alpha = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod[t].double()[:, None, None, None]
+    a, s, x, e = alpha.sqrt(), (1 - alpha).sqrt(), batch.latents.double(), batch.noise.double()
+    torch.testing.assert_close(noisy.double(), a * x + s * e, rtol=0, atol=1e-5)
+    target = {"epsilon": e, "v_prediction": a * e - s * x, "sample": x}[prediction_type]
+    assert trainer.history[0]["loss"] == pytest.approx((prediction.double() - target).square().mean().item(), rel=1e-4)
+
+
+def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
+    trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
+    learned = trainer.fit(photos)
+    dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
+    assert trainer._initial().scales["text_encoder"].item() == pytest.approx(dog.norm().item())
+    assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
+    assert trainer.history[-1]["norm"] > 2 * trainer.history[0]["norm"] / 2
+
+
+@pytest.mark.parametrize("how", ["bfloat16 pipeline", "autocast"])
+def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
+    precision = {"mixed_precision": "bf16"} if how == "autocast" else {}
+    if how == "bfloat16 pipeline":
+        sdxl.to(torch.bfloat16)
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=30, learning_rate=1e-4, **precision).fit(photos)
+    for component, v in learned.directions.items():
+        assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
+        # steps of 2e-4 vanish in bfloat16; 30 of them must not
+        start = DTITrainer(sdxl, **SETTINGS)._initial().directions[component]
+        assert 2e-4 < (v - start).norm() < 30 * 2e-4
+    assert {p.dtype for p in sdxl.vae.parameters()} == {torch.bfloat16 if how == "bfloat16 pipeline" else torch.float32}
+    assert generate(sdxl, "a <dog>").isfinite().all()
+
+
+def test_several_vectors(sdxl, photos):
+    words = DTITrainer(sdxl, **SETTINGS | {"initializer_token": "red toy dog"}, max_train_steps=2).fit(photos)
+    assert words.num_vectors == 3
+    sdxl.unload_directional_inversion()
+    same_word = DTITrainer(sdxl, **SETTINGS, num_vectors=2, max_train_steps=2).fit(photos)
+    assert same_word.num_vectors == 2
+    a, b = same_word.directions["text_encoder"]
+    assert not torch.equal(a, b)  # one start, but each its own place in the prompt
+
+
+def test_the_log_the_bar_and_the_files(sdxl, tmp_path, photos, capsys):
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=12, output_dir=tmp_path)
+    learned = trainer.fit(photos)
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert log == trainer.history and [x["step"] for x in log] == [10, 12]
+    assert set(log[0]) == {"step", "loss", "angle", "norm"}
+    assert 0 < log[0]["angle"] < 10 * math.degrees(math.atan(0.02)) + 1e-3
+    bar = capsys.readouterr().err
+    assert "<dog>" in bar and "loss=" in bar and "angle=" in bar
+    read = DirectionalInversion.from_pretrained(tmp_path)
+    assert torch.equal(read.scales["text_encoder"], learned.scales["text_encoder"])
+    assert read.metadata["initializer"] == "dog" and read.metadata["training"]["max_train_steps"] == 12
+
+
+def test_nothing_of_this_machine_is_in_the_file(sdxl, photos, tmp_path):
+    sdxl.save_pretrained(tmp_path / "secret" / "base")
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "secret" / "base")
+    learned = DTITrainer(pipe, **SETTINGS, max_train_steps=1, output_dir=tmp_path / "out").fit(photos)
+    assert learned.metadata["base_model"] == "base"
+    assert b"secret" not in (tmp_path / "out" / "learned_embeds.safetensors").read_bytes()
+
+
+def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
+    from diffusers_dti.trainer import logger
+
+    logger.addHandler(caplog.handler)
+    try:
+        trainer = DTITrainer(sdxl, resolution=16, max_train_steps=1)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "No placeholder_token or initializer_token given" in caplog.text
+    assert trainer.fit(photos).placeholder_token == "<concept>"
+    assert trainer.config.initializer_token == "object"
+    assert DTITrainer(sdxl, learnable_property="style", **{"placeholder_token": "<s>"}).config.initializer_token == "style"
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "captions", "error", "message"),
+    [
+        ({}, [], None, ValueError, "No pictures"),
+        ({}, ["nowhere.png"], None, OSError, "nowhere.png"),
+        ({}, None, ["a {}"], ValueError, "each of the 3 photos"),
+        ({}, None, ["a", "b", "c"], ValueError, "captions needs"),
+        ({"placeholder_token": "dog</w>"}, None, None, ValueError, "in the vocabulary"),
+        ({"initializer_token": " "}, None, None, ValueError, "is no text"),
+        ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
+    ],
+)
+def test_errors_come_before_anything_changes(sdxl, photos, change, images, captions, error, message):
+    before, vocabulary_before = everything(sdxl), states(sdxl)
+    with pytest.raises(error, match=message):
+        DTITrainer(sdxl, **SETTINGS | change).fit(photos if images is None else images, captions)
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+
+
+def test_a_failing_step_leaves_the_pipeline_as_it_was(sdxl, photos, monkeypatch):
+    sdxl.encode_prompt("a dog")
+    before, vocabulary_before = everything(sdxl), states(sdxl)
+    trainer = DTITrainer(sdxl, **SETTINGS)
+
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.family, "loss", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.fit(photos)
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+
+
+def test_unknown_settings_and_pipelines_are_refused(sdxl, sd):
+    with pytest.raises(TypeError, match="learning_rat"):
+        DTITrainer(sdxl, learning_rat=1)
+    with pytest.raises(ValueError, match="Training is supported for SDXL; StableDiffusionPipeline is none"):
+        DTITrainer(sd)
+    with pytest.raises(ValueError, match="call `fit` first"):
+        DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
+
+
+def test_photos_are_encoded_once(sdxl, photos):
+    """T13: the VAE sees each crop once, not each step."""
+    calls = []
+    sdxl.vae.encoder.register_forward_hook(lambda *a: calls.append(1))
+    DTITrainer(sdxl, **SETTINGS, max_train_steps=12, crops_per_image=4).fit([*photos, Image.new("RGB", (16, 16))])
+    assert len(calls) == 3 + 4  # three square photos, four crops of the other
