@@ -107,7 +107,7 @@ def make_crops(photos: Sequence[Image.Image], resolution: int, crops_per_image: 
     crops = []
     for number, photo in enumerate(photos):
         scale = resolution / min(photo.size)
-        width, height = (max(resolution, round(side * scale)) for side in photo.size)
+        width, height = (max(resolution, int(side * scale)) for side in photo.size)
         resized = photo.resize((width, height), Image.Resampling.BICUBIC)
         pixels = processor.numpy_to_pt(processor.pil_to_numpy(resized))[0] * 2 - 1
         generator = torch.Generator().manual_seed(_mix(seed, number))

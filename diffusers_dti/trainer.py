@@ -44,6 +44,8 @@ class DTITrainer:
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = families.find(pipe)
+        if torch.float16 in {m.dtype for m in (pipe.unet, *(e for _, e in self._pairs().values()))}:
+            raise ValueError("In float16 small gradients vanish: load the pipeline with torch_dtype=torch.bfloat16 or float32.")
         config = replace(config or DTIConfig(), **overrides)
         missing = [n for n in ("placeholder_token", "initializer_token") if getattr(config, n) is None]
         if missing:
@@ -73,11 +75,13 @@ class DTITrainer:
         photos = load_images(images)
         if captions is not None and (len(captions) != len(photos) or any("{}" not in c for c in captions)):
             raise ValueError(f'captions needs a text with "{{}}" for each of the {len(photos)} photos.')
-        initial = self._initial()
+        rows = self._initializer_rows()
+        initial = self._initial(rows)
         loading.load_directional_inversion(self.pipe, initial, pooling=self.config.pooling)
         try:
             with frozen(self.pipe):
-                self.inversion = self._train(initial, photos, captions)
+                start = rows if self.config.method == "ti" else initial.directions
+                self.inversion = self._train(start, initial, photos, captions)
                 for component, pair in self._pairs().items():
                     vocabulary.set_rows(*pair, component, self.inversion)
         except BaseException:
@@ -97,22 +101,28 @@ class DTITrainer:
     def _pairs(self) -> dict[str, loading.Pair]:
         return loading.text_pairs(self.pipe)
 
-    def _initial(self) -> DirectionalInversion:
-        """The initializer's rows: their directions, at the scale that the method starts from."""
-        c, embeddings = self.config, {}
+    def _initializer_rows(self) -> dict[str, torch.Tensor]:
+        """The initializer's own rows, (n, d) float32 per component."""
+        c, rows = self.config, {}
+        for component, (tokenizer, encoder) in self._pairs().items():
+            ids = tokenizer(c.initializer_token, add_special_tokens=False).input_ids
+            if not ids:
+                raise ValueError(f"The initializer {c.initializer_token!r} is no text: give a word for what is on the photos.")
+            ids = [ids[i % len(ids)] for i in range(c.num_vectors or len(ids))]
+            with weights_at_hand(encoder):
+                rows[component] = vocabulary.table(encoder).detach()[ids].float().cpu()
+        return rows
+
+    def _initial(self, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
+        """The initializer's directions, at the scale that the method starts from."""
+        initial = DirectionalInversion.from_embeddings(self.config.placeholder_token, rows, self._metadata())
+        if self.config.method == "ti":
+            return initial
         pairs = self._pairs()
         with ExitStack() as stack:
-            for component, (tokenizer, encoder) in pairs.items():
+            for _, encoder in pairs.values():
                 stack.enter_context(weights_at_hand(encoder))
-                ids = tokenizer(c.initializer_token, add_special_tokens=False).input_ids
-                if not ids:
-                    raise ValueError(
-                        f"The initializer {c.initializer_token!r} is no text: give a word for what the photos show."
-                    )
-                ids = [ids[i % len(ids)] for i in range(c.num_vectors or len(ids))]
-                embeddings[component] = vocabulary.table(encoder).detach()[ids]
-            initial = DirectionalInversion.from_embeddings(c.placeholder_token, embeddings, self._metadata())
-            return initial if c.method == "ti" else loading.rescale(pairs, initial, c.token_scale)
+            return loading.rescale(pairs, initial, self.config.token_scale)
 
     def _metadata(self) -> dict[str, Any]:
         c = self.config
@@ -141,8 +151,13 @@ class DTITrainer:
 
     # --------------------------------------------------------------------------------------------------------- the loop
     def _train(
-        self, initial: DirectionalInversion, photos: Sequence[Any], captions: Sequence[str] | None
+        self,
+        start: dict[str, torch.Tensor],
+        initial: DirectionalInversion,
+        photos: Sequence[Any],
+        captions: Sequence[str] | None,
     ) -> DirectionalInversion:
+        """Train from `start`: directions, or the raw rows of classic textual inversion."""
         c, pipe, family = self.config, self.pipe, self.family
         scheduler = family.training_scheduler(pipe)
         templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
@@ -159,9 +174,8 @@ class DTITrainer:
         rows = {}
         for component, (tokenizer, encoder) in self._pairs().items():
             ids = tokenizer.convert_tokens_to_ids(vocabulary.ledger_of(encoder).entries[initial.placeholder_token].names)
-            start = (initial.embeddings if c.method == "ti" else initial.directions)[component]
             scale = torch.ones(len(ids)) if c.method == "ti" else initial.scales[component]
-            rows[component] = TrainableRows(ids, start, scale).to(encoder.device)
+            rows[component] = TrainableRows(ids, start[component], scale).to(encoder.device)
         optimizer = self._optimizer(rows, initial)
         settings = json.loads(json.dumps(initial.metadata["training"]))
         settings.pop("max_train_steps")  # a run may be made longer

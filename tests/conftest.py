@@ -41,7 +41,8 @@ def clip_encoder(tokenizer, width, projected=False):
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_attention_heads=4, num_hidden_layers=2,
-        max_position_embeddings=tokenizer.model_max_length, projection_dim=width, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
+        bos_token_id=0, eos_token_id=2, pad_token_id=1,
     )  # fmt: skip
     encoder = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
     with torch.no_grad():  # a spread of norms, and one row of norm 0 that statistics leave out
@@ -96,7 +97,8 @@ def build_sd(tmp):
     tokenizer = clip_tokenizer(tmp / "sd")
     return StableDiffusionPipeline(
         vae=build_vae(), text_encoder=clip_encoder(tokenizer, 16), tokenizer=tokenizer, unet=build_unet(16),
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 

@@ -45,9 +45,9 @@ def test_an_interrupted_run_keeps_what_it_learned(sdxl, photos, tmp_path, monkey
     torch.testing.assert_close(saved.embeddings["text_encoder_2"], trainer.inversion.embeddings["text_encoder_2"])
     whole = DTITrainer(sdxl, **SETTINGS, max_train_steps=8).fit(photos)
     sdxl.unload_directional_inversion()
-    resumed = DTITrainer(
-        sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="checkpoint-3"
-    ).fit(photos)
+    resumed = DTITrainer(sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="checkpoint-3").fit(
+        photos
+    )
     assert torch.equal(resumed.directions["text_encoder"], whole.directions["text_encoder"])
 
 

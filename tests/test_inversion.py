@@ -8,7 +8,10 @@ from diffusers_dti.sphere import unit
 
 def make(word="<dog>", vectors=2, seed=0, **metadata):
     generator = torch.Generator().manual_seed(seed)
-    rows = {"text_encoder": torch.randn(vectors, 16, generator=generator), "text_encoder_2": torch.randn(vectors, 24, generator=generator)}
+    rows = {
+        "text_encoder": torch.randn(vectors, 16, generator=generator),
+        "text_encoder_2": torch.randn(vectors, 24, generator=generator),
+    }
     return DirectionalInversion.from_embeddings(word, rows, metadata)
 
 

@@ -72,7 +72,8 @@ def test_training_is_the_written_method(sdxl, photos):
     sdxl.unload_directional_inversion()
 
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
-    c, family, initial = trainer.config, trainer.family, trainer._initial()
+    c, family = trainer.config, trainer.family
+    initial = trainer._initial(trainer._initializer_rows())
     crops = diffusers_dti.trainer.make_crops(photos, 16, c.crops_per_image, c.seed)
     encoded = family.encode_images(sdxl, [x.pixels for x in crops])
     samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, None, "<dog>", 1000, c.seed)
@@ -157,9 +158,9 @@ def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
     learned = trainer.fit(photos)
     dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
-    assert trainer._initial().scales["text_encoder"].item() == pytest.approx(dog.norm().item())
+    assert trainer._initial(trainer._initializer_rows()).scales["text_encoder"].item() == pytest.approx(dog.norm().item())
     assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
-    assert trainer.history[-1]["norm"] > 2 * trainer.history[0]["norm"] / 2
+    assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
 
 
 @pytest.mark.parametrize("how", ["bfloat16 pipeline", "autocast"])
@@ -171,7 +172,8 @@ def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
     for component, v in learned.directions.items():
         assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
         # steps of 2e-4 vanish in bfloat16; 30 of them must not
-        start = DTITrainer(sdxl, **SETTINGS)._initial().directions[component]
+        trainer = DTITrainer(sdxl, **SETTINGS)
+        start = trainer._initial(trainer._initializer_rows()).directions[component]
         assert 2e-4 < (v - start).norm() < 30 * 2e-4
     assert {p.dtype for p in sdxl.vae.parameters()} == {torch.bfloat16 if how == "bfloat16 pipeline" else torch.float32}
     assert generate(sdxl, "a <dog>").isfinite().all()
@@ -263,6 +265,10 @@ def test_unknown_settings_and_pipelines_are_refused(sdxl, sd):
         DTITrainer(sdxl, learning_rat=1)
     with pytest.raises(ValueError, match="Training is supported for SDXL; StableDiffusionPipeline is none"):
         DTITrainer(sd)
+    sdxl.to(torch.float16)
+    with pytest.raises(ValueError, match="bfloat16"):
+        DTITrainer(sdxl)
+    sdxl.to(torch.float32)
     with pytest.raises(ValueError, match="call `fit` first"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
 

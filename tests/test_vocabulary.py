@@ -50,6 +50,9 @@ def differing(a, b):
 
 
 def test_100_loads_and_unloads_leave_no_trace(pipe, concept):
+    for tokenizer, encoder in text_pairs(pipe).values():
+        tokenizer.add_tokens(["<own>"])  # T18: a tokenizer's own tokens are not special in all families
+        encoder.resize_token_embeddings(len(tokenizer))
     generate(pipe, "a dog")  # hooks that encoders install at their first call are not ours
     table = vocabulary.table(pipe.text_encoder)
     table.requires_grad_(False)
@@ -130,6 +133,20 @@ def test_the_scale_is_over_the_original_vocabulary(pipe, concept):
         vocabulary.norm_statistic(tokenizer, encoder, "median")
 
 
+def test_the_table_grows_without_resizing(sdxl, concept, monkeypatch):
+    """T5: `resize_token_embeddings` computes a mean and a covariance of the whole vocabulary first."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("resized")
+
+    for encoder in (sdxl.text_encoder, sdxl.text_encoder_2):
+        monkeypatch.setattr(encoder, "resize_token_embeddings", refuse)
+    before = [vocabulary.table(e).detach().clone() for e in (sdxl.text_encoder, sdxl.text_encoder_2)]
+    sdxl.load_directional_inversion(concept(sdxl, vectors=2))
+    for old, encoder in zip(before, (sdxl.text_encoder, sdxl.text_encoder_2)):
+        assert torch.equal(vocabulary.table(encoder)[: len(old)], old) and len(vocabulary.table(encoder)) == len(old) + 2
+
+
 def test_tied_weights_stay_tied(sd, concept):
     encoder = sd.text_encoder
     encoder.extra = torch.nn.Linear(16, len(sd.tokenizer), bias=False)
@@ -155,7 +172,9 @@ def test_a_taken_placeholder_is_refused_and_the_same_rows_are_adopted(sdxl, conc
 
 def test_another_width_is_refused(sdxl, sd, concept):
     other = concept(sdxl, base_model="user/other")
-    swapped = DirectionalInversion.from_embeddings("<dog>", {"text_encoder": other.embeddings["text_encoder_2"]}, other.metadata)
+    swapped = DirectionalInversion.from_embeddings(
+        "<dog>", {"text_encoder": other.embeddings["text_encoder_2"]}, other.metadata
+    )
     before = states(sd)
     with pytest.raises(ValueError, match="24 wide for text_encoder, whose embeddings are 16 wide.*user/other"):
         sd.load_directional_inversion(swapped)

@@ -65,16 +65,17 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
 def loss(pipe: Any, scheduler: DDPMScheduler, batch: Batch, conditioning: dict[str, Tensor]) -> Tensor:
     """Mean squared error of the UNet's prediction, a scalar in float32."""
     unet, latents, noise = pipe.unet, batch.latents, batch.noise
+    dtype = unet.dtype  # looked up once: diffusers goes through every module for it
     noisy = scheduler.add_noise(latents, noise, batch.timesteps)
     height, width = batch.resolution
     time_ids = [(*size, *corner, height, width) for size, corner in zip(batch.original_sizes, batch.crop_corners)]
     prediction = unet(
-        noisy.to(unet.dtype),
+        noisy.to(dtype),
         batch.timesteps,
-        conditioning["context"].to(unet.dtype),
+        conditioning["context"].to(dtype),
         added_cond_kwargs={
-            "text_embeds": conditioning["pooled"].to(unet.dtype),
-            "time_ids": torch.tensor(time_ids, device=noisy.device, dtype=unet.dtype),
+            "text_embeds": conditioning["pooled"].to(dtype),
+            "time_ids": torch.tensor(time_ids, device=noisy.device, dtype=dtype),
         },
     ).sample
     kind = scheduler.config.prediction_type

@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import scenes
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -33,22 +35,23 @@ def build_vae() -> AutoencoderKL:
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's own layout (bytes, bytes with </w>, merges, start and end last) with every word of the world one token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # trained until nothing is left to merge: then each word it has seen is one piece
-    bpe.train_from_iterator(
-        world_words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    vocab: dict[str, int] = {}
-    for piece in ["!", *alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]:
-        vocab.setdefault(piece, len(vocab))
-    vocab["<|startoftext|>"] = len(vocab)
-    vocab["<|endoftext|>"] = len(vocab)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
+    if not (folder / "vocab.json").exists():  # once for all stages: the trainer breaks ties at random
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+        bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        # trained until nothing is left to merge: then each word it has seen is one piece
+        bpe.train_from_iterator(
+            world_words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
+        )
+        merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+        vocab: dict[str, int] = {}
+        for piece in ["!", *alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]:
+            vocab.setdefault(piece, len(vocab))
+        vocab["<|startoftext|>"] = len(vocab)
+        vocab["<|endoftext|>"] = len(vocab)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH)
 
 
@@ -75,7 +78,7 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=PIXELS // 4, in_channels=8, out_channels=8, block_out_channels=(64, 112), layers_per_block=1,
+        sample_size=PIXELS // 4, in_channels=8, out_channels=8, block_out_channels=(48, 84), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(4, 4), transformer_layers_per_block=(1, 1), use_linear_projection=True, norm_num_groups=4,
         cross_attention_dim=96 + 128, addition_embed_type="text_time", addition_time_embed_dim=16,
@@ -289,15 +292,22 @@ def assemble(work: Path) -> StableDiffusionXLPipeline:
 
 
 def export(work: Path, folder: Path) -> None:
+    """Write the pipeline's folder so that transformers 4 and 5 both read it."""
     assemble(work).to(torch.float16).save_pretrained(folder)
-    print(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 2**20, "MiB of weights in", folder)
+    for name in ("tokenizer", "tokenizer_2"):  # transformers 5 leaves out what the slow tokenizers of 4 read
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(work / "tokenizer" / file, folder / name)
+    encoder = folder / "text_encoder" / "model.safetensors"  # and the names' prefix, which both know
+    tensors = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(encoder).items()}
+    save_file(tensors, encoder, metadata={"format": "pt"})
+    print(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6, "MB of weights in", folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["vae", "text", "unet", "export"])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=16_000, help="of the denoiser")
+    parser.add_argument("--steps", type=int, default=6500, help="of the denoiser")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sdxl")
     args = parser.parse_args()
     torch.set_num_threads(1)  # two threads beside another busy process are many times slower than one

@@ -68,7 +68,6 @@ class Scene:
 
 
 SUBJECT_ATTRIBUTES = ("shape", "fill", "border", "dot")
-PROMPT_ATTRIBUTES = ("size", "place", "background", "pattern")
 BUNDLES = tuple(Bundle(s, f, b, d) for s in SHAPES for f in FILLS for b in TRIMS for d in TRIMS)
 
 
@@ -190,17 +189,37 @@ def photos(bundle: Bundle, count: int = 5, pixels: int = 32, seed: int = 0) -> l
 _NAME_OF = {b: n for n, b in NOUNS.items()}
 
 
+@functools.lru_cache(None)
+def _near_names(bundle: Bundle) -> tuple[tuple[str, str], ...]:
+    """Nouns whose bundles differ from this one in one attribute, with that attribute."""
+    changed = ((attribute, replace(bundle, **{attribute: v})) for attribute in EDITS for v in EDITS[attribute])
+    return tuple((_NAME_OF[b], attribute) for attribute, b in changed if b != bundle and b in _NAME_OF)
+
+
+EDITS = {"fill": FILLS, "border": TRIMS, "dot": TRIMS}
+
+
+def edited(noun: str, attribute: str, value: str) -> str:
+    """ "red <noun>", "<noun> with no border": the word wins over what the noun says, as in "a blue ladybug"."""
+    return f"{value} {noun}" if attribute == "fill" else f"{noun} with {value} {attribute}"
+
+
 def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple[str, dict[str, str]]:
     """A caption that names each attribute with probability `keep`, and what it names."""
     a = scene.attributes()
     named = {k: v for k, v in a.items() if rng.random() < keep}
     words = [named["size"]] if "size" in named else []
-    if scene.bundle in _NAME_OF and rng.random() < 0.6:
+    how = rng.random()
+    if scene.bundle in _NAME_OF and how < 0.4:
         words.append(_NAME_OF[scene.bundle])
+        named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
+    elif how < 0.65 and (near := _near_names(scene.bundle)):
+        noun, attribute = rng.choice(near)
+        words.append(edited(noun, attribute, a[attribute]))
         named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
     else:
         words += [named["fill"]] if "fill" in named else []
-        words.append(named["shape"] if "shape" in named else "object")
+        words.append(named.get("shape", "object"))
         trims = [f"{named[k]} {k}" for k in ("border", "dot") if k in named]
         words += ["with " + " and ".join(trims)] if trims else []
     who = rng.choice(("a {}", rng.choice(OBJECT_TEMPLATES))).format(" ".join(words))
@@ -209,6 +228,3 @@ def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple
     where = [f"on a {ground} background"] if ground else []
     parts = [*where, *place, who] if rng.random() < 0.3 else [who, *place, *where]
     return " ".join(parts), named
-
-
-__all__ = ["Bundle", "Scene", "draw", "photos", "random_caption", "random_scene", "replace", "to_pil"]

@@ -76,9 +76,3 @@ def read(images: torch.Tensor) -> list[dict[str, str]]:
         }  # fmt: skip
         answers.append({k: "unclear" if unclear else v for k, (v, unclear) in answer.items()})
     return answers
-
-
-def score(images: torch.Tensor, truths: list[dict[str, str]], attributes: tuple[str, ...]) -> float:
-    """The share of `attributes` that the pictures have right, over all pictures."""
-    found = read(images)
-    return sum(f[a] == t[a] for f, t in zip(found, truths, strict=True) for a in attributes) / (len(found) * len(attributes))

@@ -1,0 +1,29 @@
+# Each target sets up what it needs, from the package registries alone.
+PYTHON ?= python3
+.PHONY: demo test test-floor test-long lint clean
+
+demo: .venv/ready
+	.venv/bin/python examples/quickstart.py
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+test-floor: .venv-floor/ready  # the oldest supported releases
+	.venv-floor/bin/python -m pytest
+
+test-long: .venv/ready
+	.venv/bin/python -m pytest -m long
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.venv/ready: constraints/newest.txt
+.venv-floor/ready: constraints/floor.txt
+.venv%/ready .venv/ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints/%,$^) -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-floor out

@@ -1,0 +1,81 @@
+"""Five photos of a subject, a new word for it, and the word in eight prompts: `python examples/quickstart.py`.
+
+Everything is small: a Stable Diffusion XL pipeline of 3 M parameters, pretrained on drawn scenes (examples/worlds). The
+subject was never drawn nor named in pretraining. Prompts ask for places and backgrounds, and some change the subject
+itself. A verifier reads each picture, so that the rows can be compared by figures too.
+"""
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).parent / "worlds"))
+
+import scenes
+import study
+from gates import open_world
+
+TILE, LABEL, SCORES, HEADER = 104, 150, 130, 112
+
+
+def tile(image: Image.Image) -> Image.Image:
+    return image.resize((TILE - 8, TILE - 8), Image.Resampling.NEAREST)
+
+
+def sheet(photos: list[Image.Image], prompts: list[str], rows: list[tuple[str, torch.Tensor, dict[str, float]]]) -> Image.Image:
+    """Photos on top, then a row per method with its scores, one column per prompt."""
+    width, height = LABEL + len(prompts) * TILE + SCORES, (len(rows) + 1) * TILE + HEADER + 8
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font, small = ImageDraw.Draw(picture), ImageFont.load_default(15), ImageFont.load_default(11)
+
+    def place(column: int, y: int, image: Image.Image) -> None:
+        picture.paste(tile(image), (LABEL + column * TILE, y))
+
+    draw.multiline_text((8, 12), f"{len(photos)} photos,\nall that is\nlearned from", "black", font)
+    for column, photo in enumerate(photos):
+        place(column, 8, photo)
+    for column, text in enumerate(prompts):
+        draw.multiline_text((LABEL + column * TILE, TILE + 12), textwrap.fill(text, 17), "black", small, spacing=2)
+    for number, (name, images, figures) in enumerate(rows):
+        y = TILE + HEADER + number * TILE
+        draw.multiline_text((8, y + 12), textwrap.fill(name, 16), "black", font)
+        for column, image in enumerate(images):
+            place(column, y, scenes.to_pil(image))
+        lines = "\n".join(f"{k} {v:.2f}" for k, v in figures.items() if k in ("subject", "prompt", "norm"))
+        draw.multiline_text((width - SCORES + 4, y + 12), lines, "black", font)
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subject", type=int, default=3, help="which of the test subjects, 0 to 5")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
+
+    pipe = open_world()
+    subject = scenes.TEST_SUBJECTS[args.subject]
+    print(f"The subject: a {subject.words()}.")
+    ti = {"method": "ti", "learning_rate": study.TI_RATE}  # the best of three for it
+    rows = [
+        (f'the word "{subject.shape}" alone', *study.in_words(pipe, subject, subject.shape, seed=0)),
+        ("the description in words", *study.in_words(pipe, subject, None, seed=0)),
+        ("Textual Inversion", *study.learned(pipe, subject, 0, max_train_steps=args.steps, **ti)),
+        ("Directional Textual Inversion", *study.learned(pipe, subject, 0, max_train_steps=args.steps)),
+    ]  # fmt: skip
+    print(f"{'':32}subject  prompt  norm")
+    for name, _, figures in rows:
+        print(f"{name:32}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    texts = [p.text for p in study.prompts(subject, study.TOKEN)]
+    sheet(scenes.photos(subject, seed=0), texts, rows).save(args.out)
+    print(f"See {args.out}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Methods compared in the world: `python study.py dev` chooses TI's rate and checks gate 4, `python study.py test` reports.
+
+Every line of the table is the mean over subjects and seeds of two shares: of the subject's attributes, and of the prompt's
+other attributes, that the verifier finds in pictures of `PROMPTS`. Runs are kept in a JSON-lines file and not repeated.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import scenes
+import torch
+import verifier
+from gates import WORLD, generate, open_world
+from scenes import SUBJECT_ATTRIBUTES, Bundle, Scene
+
+from diffusers_dti import DTITrainer
+
+TOKEN = "<thing>"
+TI_RATES = (0.001, 0.005, 0.02)  # before `scale_lr`
+# size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes
+PROMPTS = (
+    ("large", "on the left", "pink", "striped", False, None),
+    ("small", "on the right", "teal", "plain", False, "fill"),
+    ("large", "at the top", "mint", "checkered", False, None),
+    ("small", "at the bottom", "tan", "striped", False, "border"),
+    ("small", "on the left", "gray", "checkered", True, "dot"),
+    ("large", "in the middle", "brown", "plain", True, "fill"),
+    ("small", "at the top", "pink", "striped", True, None),
+    ("large", "on the right", "teal", "checkered", True, None),
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, the scene it asks for, and which attribute of the subject it changes."""
+
+    text: str
+    scene: Scene
+    edit: str | None
+
+
+def prompts(bundle: Bundle, subject: str | None) -> list[Prompt]:
+    """The eight prompts with `subject` in the subject's place (None: its full description)."""
+    made = []
+    for size, place, background, pattern, late, edit in PROMPTS:
+        drawn, who = bundle, subject
+        if edit:
+            value = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2] if edit == "fill" else "no"
+            drawn = replace(bundle, **{edit: value})
+            who = subject and scenes.edited(subject, edit, value)
+        scene = Scene(drawn, size, place, background, pattern)
+        made.append(Prompt(scene.caption(who, late), scene, edit))
+    return made
+
+
+def scores(images: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
+    """Shares found: of the subject's attributes, and of all else that the prompts name, changes to the subject included."""
+    found = {"subject": [], "prompt": []}
+    for read, prompt in zip(verifier.read(images), asked, strict=True):
+        for attribute, truth in prompt.scene.attributes().items():
+            of_subject = attribute in SUBJECT_ATTRIBUTES and attribute != prompt.edit
+            found["subject" if of_subject else "prompt"].append(read[attribute] == truth)
+    return {k: sum(v) / len(v) for k, v in found.items()}
+
+
+def norm_of(pipe, word: str) -> float:
+    """Mean over the encoders of a word's norm."""
+    norms = []
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        (id,) = tokenizer(word, add_special_tokens=False).input_ids
+        norms.append(encoder.get_input_embeddings().weight[id].norm().item())
+    return sum(norms) / len(norms)
+
+
+def in_words(pipe, bundle: Bundle, subject: str | None, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """Without any learning: the initializer word alone (the floor), or the full description (the ceiling)."""
+    asked = prompts(bundle, subject)
+    images = generate(pipe, [p.text for p in asked], seed)
+    return images, scores(images, asked) | {"norm": norm_of(pipe, subject or bundle.shape)}
+
+
+def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, dict[str, float]]:
+    """Learn the subject from five photos, draw it in the prompts, and take it out again."""
+    photos = scenes.photos(bundle, seed=seed)
+    trainer = DTITrainer(
+        pipe, placeholder_token=TOKEN, initializer_token=bundle.shape, resolution=photos[0].width, seed=seed, **settings
+    )
+    concept = trainer.fit(photos)
+    try:
+        asked = prompts(bundle, TOKEN)
+        images = generate(pipe, [p.text for p in asked], seed)
+    finally:
+        pipe.unload_directional_inversion(TOKEN)
+    norms = torch.cat(list(concept.scales.values()))
+    return images, scores(images, asked) | {"norm": norms.mean().item(), "angle": trainer.history[-1]["angle"]}
+
+
+def methods(split: str, ti_rate: float | None, dti_rates: tuple[float, ...]) -> dict[str, dict]:
+    rates = TI_RATES if split == "dev" else (ti_rate,)
+    return {f"TI, rate {r}": {"method": "ti", "learning_rate": r} for r in rates} | {
+        f"DTI, rate {r}": {"learning_rate": r} for r in dti_rates
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    pipe = open_world(args.world)
+    subjects = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS}[args.split][args.first : args.first + args.subjects]
+    done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    for bundle in subjects:
+        for seed in range(args.seeds):
+            jobs = {"initializer word": bundle.shape, "description in words": None} | methods(
+                args.split, args.ti_rate, args.dti_rates
+            )
+            for name, job in jobs.items():
+                key = {"split": args.split, "subject": bundle.words(), "seed": seed, "row": name, "steps": args.steps}
+                if any(key.items() <= d.items() for d in done):
+                    continue
+                if isinstance(job, dict):
+                    _, figures = learned(pipe, bundle, seed, max_train_steps=args.steps, **job)
+                else:
+                    _, figures = in_words(pipe, bundle, job, seed)
+                done.append(key | figures)
+                with args.results.open("a") as f:
+                    f.write(json.dumps(done[-1]) + "\n")
+    rows: dict[str, list[dict]] = {}
+    for d in done:
+        if d["split"] == args.split and d["steps"] == args.steps:
+            rows.setdefault(d["row"], []).append(d)
+    print(f"| {args.split} subjects, {args.steps} steps | subject | prompt | norm | runs |\n|---|---|---|---|---|")
+    for name, ds in rows.items():
+        mean = {k: sum(d[k] for d in ds) / len(ds) for k in ("subject", "prompt", "norm")}
+        print(f"| {name} | {mean['subject']:.3f} | {mean['prompt']:.3f} | {mean['norm']:.2f} | {len(ds)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("split", choices=["dev", "test"])
+    parser.add_argument("--world", type=Path, default=WORLD)
+    parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"))
+    parser.add_argument("--first", type=int, default=0, help="number of the first subject")
+    parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--ti-rate", type=float, help="TI's rate, chosen on dev subjects")
+    parser.add_argument("--dti-rates", type=float, nargs="+", default=(0.01,))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

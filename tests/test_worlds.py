@@ -1,0 +1,105 @@
+"""The world's drawings, captions and verifier; its gates are in the long tests."""
+
+import random
+
+import gates
+import pytest
+import scenes
+import study
+import torch
+import verifier
+
+
+def test_the_verifier_reads_fresh_renders_and_noisy_ones():
+    rng = random.Random(1)
+    drawn = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(100)]
+    pictures = torch.stack([scenes.draw(s, 32) for s in drawn])
+    noisy = (pictures + 0.1 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    for images in (pictures, noisy):
+        assert verifier.read(images) == [s.attributes() for s in drawn]
+
+
+def test_the_verifier_says_when_it_cannot_tell():
+    noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for found in verifier.read(noise):
+        assert found["shape"] == found["pattern"] == "unclear"
+    scene = scenes.random_scene(random.Random(3))
+    picture = scenes.draw(scene, 32)
+    _, fill, _ = scenes.masks(scene.bundle.shape, scene.size, scene.place, 32)
+    orange = picture * (1 - fill) + torch.tensor([1.0, 0.45, 0.0])[:, None, None] * fill
+    assert verifier.read(orange[None])[0]["fill"] == "unclear"
+
+
+def test_a_wrong_picture_scores_what_it_has_right():
+    bundle = scenes.TEST_SUBJECTS[0]
+    asked = study.prompts(bundle, study.TOKEN)
+    right = torch.stack([scenes.draw(p.scene, 32) for p in asked])
+    assert study.scores(right, asked) == {"subject": 1.0, "prompt": 1.0}
+    other = scenes.Bundle(bundle.shape, bundle.fill, "no", "no")
+    bare = torch.stack([scenes.draw(scenes.replace(p.scene, bundle=other), 32) for p in asked])
+    found = study.scores(bare, asked)
+    # of 8 x 4 subject attributes less 4 changed ones, 16 less 2 are borders and dots; of 36 others both fills are wrong
+    assert found == {"subject": 1 - 14 / 28, "prompt": 1 - 2 / 36}
+
+
+def test_subjects_are_kept_out_of_pretraining():
+    kept = scenes.DEV_SUBJECTS + scenes.TEST_SUBJECTS
+    assert len(set(kept)) == 12 and set(kept) <= set(scenes.HELD_BUNDLES)
+    assert not set(scenes.HELD_BUNDLES) & set(scenes.SEEN_BUNDLES) and len(scenes.SEEN_BUNDLES) == 270
+    assert set(scenes.NOUNS.values()) <= set(scenes.SEEN_BUNDLES)
+    rng = random.Random(0)
+    assert all(scenes.random_scene(rng).bundle in scenes.SEEN_BUNDLES for _ in range(2000))
+
+
+def test_photos_show_one_subject_in_different_scenes():
+    found = verifier.read(torch.stack([gates_tensor(p) for p in scenes.photos(scenes.DEV_SUBJECTS[2])]))
+    for attribute, value in vars(scenes.DEV_SUBJECTS[2]).items():
+        assert {f[attribute] for f in found} == {value}
+    for attribute, count in (("size", 2), ("place", 5), ("background", 5), ("pattern", 3)):
+        assert len({f[attribute] for f in found}) == count
+
+
+def gates_tensor(image):
+    import numpy as np
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+@pytest.fixture(scope="module")
+def world():
+    return gates.open_world()
+
+
+def test_every_word_of_the_world_is_one_token(world):
+    rng = random.Random(5)
+    for _ in range(200):
+        caption, _ = scenes.random_caption(scenes.random_scene(rng, list(scenes.BUNDLES)), rng, 0.8)
+        for tokenizer in (world.tokenizer, world.tokenizer_2):
+            assert len(tokenizer.tokenize(caption)) == len(caption.split()) < tokenizer.model_max_length - 2
+
+
+def test_the_world_is_like_the_real_thing(world):
+    assert world.text_encoder.config.eos_token_id == 2 == world.text_encoder_2.config.eos_token_id
+    assert world.unet.config.addition_embed_type == "text_time"
+    for name, low, high in (("text_encoder", 0.37, 0.41), ("text_encoder_2", 0.43, 0.47)):
+        norms = getattr(world, name).get_input_embeddings().weight.norm(dim=-1)
+        assert low < norms.mean() < high and norms.std() < 0.03
+    weights = sum(f.stat().st_size for f in gates.WORLD.rglob("*.safetensors"))
+    assert weights <= 8 * 2**20
+
+
+def test_a_few_pictures_follow_their_prompts(world):
+    """A glance at gate 3; all of it is a long test."""
+    rng = random.Random(8)
+    held = [scenes.random_scene(rng, scenes.HELD_BUNDLES) for _ in range(8)]
+    shares = gates.accuracy(gates.generate(world, [s.caption() for s in held]), [s.attributes() for s in held])
+    assert shares["shape, fill, background"] >= 7 / 8
+
+
+@pytest.mark.long
+def test_the_gates(world):
+    measured = gates.measure(world, 512)
+    assert min(measured["renders"].values()) >= 0.99
+    assert min(measured["reconstructions"].values()) >= 0.98
+    held = measured["prompts"]
+    assert min(held["shape"], held["fill"], held["background"]) >= 0.95 and held["shape, fill, background"] >= 0.90
