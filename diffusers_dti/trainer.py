@@ -184,6 +184,7 @@ class DTITrainer:
         if c.resume_from_checkpoint and (folder := checkpoint.find(c.output_dir, c.resume_from_checkpoint)):
             step = checkpoint.load(folder, rows, optimizer, settings)
             logger.info(f"Going on from {folder}.")
+        self._start_log(step)
         autocast = contextlib.nullcontext()
         if c.mixed_precision == "bf16":
             autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
@@ -245,8 +246,17 @@ class DTITrainer:
             logger.warning(f"{skipped} row updates left out so far: their gradients were not finite.")
         self.history.append(figures)
         if self.config.output_dir is not None:
-            folder = Path(self.config.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / LOG_NAME).open("a") as file:
+            with (Path(self.config.output_dir) / LOG_NAME).open("a") as file:
                 file.write(json.dumps(figures) + "\n")
         return figures
+
+    def _start_log(self, step: int) -> None:
+        """Keep what an earlier run logged up to the step that this one goes on from: nothing for a run from the start."""
+        self.history = []
+        if self.config.output_dir is None:
+            return
+        log = Path(self.config.output_dir) / LOG_NAME
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            self.history = [x for x in map(json.loads, log.read_text().splitlines()) if x["step"] <= step]
+        log.write_text("".join(json.dumps(x) + "\n" for x in self.history))

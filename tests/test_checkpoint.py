@@ -1,5 +1,7 @@
 """Going on from a checkpoint is as if the run had never stopped."""
 
+import json
+
 import pytest
 import torch
 
@@ -71,3 +73,17 @@ def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_the_log_is_of_one_run(sdxl, photos, tmp_path):
+    common = SETTINGS | {"output_dir": tmp_path, "train_batch_size": 1, "checkpointing_steps": 10}
+    for more, expected in (
+        ({"max_train_steps": 21}, [10, 20, 21]),
+        ({"max_train_steps": 30, "resume_from_checkpoint": "checkpoint-10"}, [10, 20, 30]),
+        ({"max_train_steps": 5}, [5]),
+    ):
+        trainer = DTITrainer(sdxl, **common | more)
+        trainer.fit(photos)
+        sdxl.unload_directional_inversion()
+        log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+        assert log == trainer.history and [x["step"] for x in log] == expected

@@ -1,0 +1,50 @@
+"""The README's Python, run as it stands, with a tiny pipeline in the checkpoint's place."""
+
+import re
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+import diffusers_dti
+from diffusers_dti.families import sdxl as family
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_runs(sdxl, concept, photos, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "dog").mkdir(parents=True)
+    for i, photo in enumerate(photos):
+        photo.save(f"photos/dog/{i}.jpg")
+    concept(sdxl, "<cat>").save_pretrained("user/dti-cat")
+    asked = []
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: asked.append((name, kwargs)) or sdxl)
+    monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
+    pushed = []
+    monkeypatch.setattr(diffusers_dti.DirectionalInversion, "push_to_hub", lambda self, repo: pushed.append(repo))
+    small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
+    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | small)
+    names = {}
+    original = type(sdxl).__call__
+    quick = {"num_inference_steps": 1, "height": 16, "width": 16}
+    monkeypatch.setattr(type(sdxl), "__call__", lambda self, prompt: original(self, prompt, **quick))
+    for block in blocks:
+        exec(block.replace("max_train_steps=300", "max_train_steps=3").replace("steps=100", "steps=2"), names)
+    assert asked[0][0] == "stabilityai/stable-diffusion-xl-base-1.0" and pushed == ["user/dti-dog"]
+    assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
+    assert list(sdxl.directional_inversions) == ["<dog>"]
+
+
+def test_the_commands_are_in_ci():
+    commands = set(re.findall(r"^(make [\w-]+)$|`(make [\w-]+)`", README, re.M))
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {a or b for a, b in commands} <= set(ci)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
