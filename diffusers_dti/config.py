@@ -25,6 +25,7 @@ class DTIConfig:
         max_train_steps, train_batch_size, gradient_accumulation_steps: of the optimizer.
         resolution: side of the training crops, pixels.
         crops_per_image: cached random crops of a photo that is not square.
+        random_flip: mirror half of the samples.
         learnable_property: "object" or "style": which templates are used.
         templates: prompts with "{}" for the placeholder, in place of the built-in ones.
         pooling: "eos" pools CLIP's text vector at the end of the prompt, "legacy" at the placeholder.
@@ -49,6 +50,7 @@ class DTIConfig:
     gradient_accumulation_steps: int | None = None
     resolution: int | None = None
     crops_per_image: int = 8
+    random_flip: bool = False
     learnable_property: str = "object"
     templates: Sequence[str] | None = None
     pooling: str = "eos"

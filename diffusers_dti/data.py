@@ -1,16 +1,18 @@
-"""Photos, captions and what is drawn from them: every draw is a function of (seed, sample number) alone.
+"""What is drawn from the photos: every draw is a function of (seed, sample number) alone.
 
 So a run that goes on from a checkpoint, on one process or on four, sees the samples it would have seen.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from .photos import Photo
 
 OBJECT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -40,9 +42,6 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a close view in the style of {}",
     "a detailed work in the style of {}",
 )
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-ImageInput = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Crop:
 
     photo: int
     pixels: Tensor  # (3, resolution, resolution) in [-1, 1]
+    mask: Tensor | None  # (1, resolution, resolution) in [0, 1], 1 where the subject is
     original_size: tuple[int, int]  # height, width of the photo
     corner: tuple[int, int]  # top, left in the resized photo
 
@@ -61,6 +61,7 @@ class Batch:
 
     latents: Tensor  # (n, c, h, w) float32
     noise: Tensor  # as latents
+    weights: Tensor | None  # (n, 1, h, w), of mean 1 in each sample: how much each place counts in the loss
     timesteps: Tensor  # (n,) int64
     prompts: list[str]
     original_sizes: list[tuple[int, int]]
@@ -68,55 +69,42 @@ class Batch:
     resolution: tuple[int, int]
 
 
-def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
-    """Photos as upright RGB pictures, from a folder, a file, a picture, or a list of files and pictures.
+def make_crops(
+    photos: Sequence[Photo], resolution: int, crops_per_image: int, seed: int, random_flip: bool = False
+) -> list[Crop]:
+    """One crop of a square photo, `crops_per_image` random ones of any other, after resizing its short side.
+
+    With `random_flip` each crop has its mirror image beside it.
 
     Raises:
-        ValueError: for an empty folder or list. OSError: for a file that is no picture.
+        ValueError: for a mask that leaves nothing of a photo.
     """
-    if isinstance(images, str | Path):
-        path = Path(images)
-        if path.is_dir():
-            images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not images:
-                raise ValueError(
-                    f"{path} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos."
-                )
-        else:
-            images = [path]
-    elif isinstance(images, Image.Image):
-        images = [images]
-    if not images:
-        raise ValueError("No pictures were given: 3 to 6 photos of the subject are needed.")
-    return [_open(image) for image in images]
-
-
-def _open(image: ImageInput) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        try:
-            with Image.open(image) as file:
-                image = file.copy() if not file.getexif() else ImageOps.exif_transpose(file)
-        except (UnidentifiedImageError, FileNotFoundError) as error:
-            raise OSError(f"{image} is not a picture that can be opened: {error}") from error
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def make_crops(photos: Sequence[Image.Image], resolution: int, crops_per_image: int, seed: int) -> list[Crop]:
-    """One crop of a square photo, `crops_per_image` random ones of any other, after resizing its short side."""
-    processor = VaeImageProcessor()
-    crops = []
+    crops: list[Crop] = []
     for number, photo in enumerate(photos):
-        scale = resolution / min(photo.size)
-        width, height = (max(resolution, int(side * scale)) for side in photo.size)
-        resized = photo.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = processor.numpy_to_pt(processor.pil_to_numpy(resized))[0] * 2 - 1
+        scale = resolution / min(photo.image.size)
+        width, height = (max(resolution, int(side * scale)) for side in photo.image.size)
         generator = torch.Generator().manual_seed(_mix(seed, number))
-        for _ in range(1 if width == height else crops_per_image):
-            top = int(torch.randint(height - resolution + 1, (), generator=generator))
-            left = int(torch.randint(width - resolution + 1, (), generator=generator))
-            cut = pixels[:, top : top + resolution, left : left + resolution]
-            crops.append(Crop(number, cut, (photo.height, photo.width), (top, left)))
+        usable = []
+        for mirrored in (False, True) if random_flip else (False,):
+            pixels = _to_tensor(photo.image, (width, height), mirrored) * 2 - 1
+            mask = None if photo.mask is None else _to_tensor(photo.mask, (width, height), mirrored)
+            for _ in range(1 if width == height else crops_per_image):
+                top = int(torch.randint(height - resolution + 1, (), generator=generator))
+                left = int(torch.randint(width - resolution + 1, (), generator=generator))
+                cut = (slice(None), slice(top, top + resolution), slice(left, left + resolution))
+                if mask is None or mask[cut].any():  # a crop beside the subject teaches nothing of it
+                    size = (photo.image.height, photo.image.width)
+                    usable.append(Crop(number, pixels[cut], None if mask is None else mask[cut], size, (top, left)))
+        if not usable:
+            raise ValueError(f"The mask of photo {number + 1} leaves nothing of it: it must be white where the subject is.")
+        crops += usable
     return crops
+
+
+def _to_tensor(image: Image.Image, size: tuple[int, int], mirrored: bool) -> Tensor:
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    resized = ImageOps.mirror(resized) if mirrored else resized
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(resized))[0]
 
 
 def _mix(*numbers: int) -> int:
@@ -134,7 +122,8 @@ class Samples:
     Args:
         crops: from `make_crops`.
         posteriors: the latents' mean and standard deviation, (1, c, h, w) each, of every crop.
-        templates: prompts with "{}" for the placeholder; with `captions`, one for each photo instead.
+        templates: prompts with "{}" for the placeholder.
+        captions: each photo's own prompt, or None where templates are used.
         placeholder: what stands in the prompts' "{}".
     """
 
@@ -143,7 +132,7 @@ class Samples:
         crops: list[Crop],
         posteriors: list[tuple[Tensor, Tensor]],
         templates: Sequence[str],
-        captions: Sequence[str] | None,
+        captions: Sequence[str | None],
         placeholder: str,
         num_timesteps: int,
         seed: int,
@@ -159,12 +148,19 @@ class Samples:
         return Batch(
             torch.cat(latents).to(device),
             torch.cat(noise).to(device),
+            self._weights(crops, latents[0].shape[-2:], device),
             torch.tensor(timesteps, device=device),
             list(prompts),
             [c.original_size for c in crops],
             [c.corner for c in crops],
             tuple(crops[0].pixels.shape[-2:]),
         )
+
+    def _weights(self, crops: Sequence[Crop], size: torch.Size, device: torch.device) -> Tensor | None:
+        if all(c.mask is None for c in crops):
+            return None
+        masks = [torch.ones(1, *size) if c.mask is None else adaptive_avg_pool2d(c.mask, size) for c in crops]
+        return torch.stack([m / m.mean() for m in masks]).to(device)
 
     def _sample(self, k: int) -> tuple[Crop, Tensor, Tensor, int, str]:
         round_, place = divmod(k, len(self.of_photo))
@@ -177,7 +173,7 @@ class Samples:
         photo = int(order[place])
         index = self.of_photo[photo][pick(len(self.of_photo[photo]))]
         mean, std = self.posteriors[index]
-        text = self.captions[photo] if self.captions else self.templates[pick(len(self.templates))]
+        text = self.captions[photo] or self.templates[pick(len(self.templates))]
         timestep = pick(self.num_timesteps)
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)

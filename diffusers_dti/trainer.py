@@ -15,11 +15,12 @@ from diffusers.utils import logging
 
 from . import checkpoint, families, loading, vocabulary
 from .config import DTIConfig
-from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, ImageInput, Samples, load_images, make_crops
+from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
 from .embedding import TrainableRows
 from .inversion import DirectionalInversion
 from .offload import frozen, weights_at_hand
 from .optim import RiemannianSGD
+from .photos import ImageInput, Photo, load_photos
 from .sphere import angle, unit
 
 logger = logging.get_logger(__name__)
@@ -59,12 +60,20 @@ class DTITrainer:
         self.history: list[dict[str, float]] = []
         self.inversion: DirectionalInversion | None = None
 
-    def fit(self, images: ImageInput | Sequence[ImageInput], captions: Sequence[str] | None = None) -> DirectionalInversion:
+    def fit(
+        self,
+        images: ImageInput | Sequence[ImageInput] | Any,
+        captions: Sequence[str | None] | None = None,
+        masks: Sequence[ImageInput | None] | None = None,
+    ) -> DirectionalInversion:
         """Train on photos, and leave the pipeline ready to use the token and otherwise as it was.
 
         Args:
-            images: 3 to 6 photos: a folder, or a list of files or pictures.
-            captions: a text for each photo with "{}" for the placeholder, instead of templates.
+            images: 3 to 6 photos: a folder, a list of files or pictures, or a `datasets.Dataset`.
+            captions: a text for each photo with "{}" for the placeholder; None for templates. By default `.txt` files beside
+                the photos, or the data set's column.
+            masks: a picture for each photo, white where the subject is: the loss counts there alone. By default a photo's
+                own transparency.
 
         Returns:
             The learned concept; it is loaded in the pipeline, and saved in `output_dir` if there is one.
@@ -72,16 +81,14 @@ class DTITrainer:
         Raises:
             ValueError, OSError: for photos, captions or a placeholder that cannot be used; nothing has changed then.
         """
-        photos = load_images(images)
-        if captions is not None and (len(captions) != len(photos) or any("{}" not in c for c in captions)):
-            raise ValueError(f'captions needs a text with "{{}}" for each of the {len(photos)} photos.')
+        photos = load_photos(images, captions, masks)
         rows = self._initializer_rows()
         initial = self._initial(rows)
         loading.load_directional_inversion(self.pipe, initial, pooling=self.config.pooling)
         try:
             with frozen(self.pipe):
                 start = rows if self.config.method == "ti" else initial.directions
-                self.inversion = self._train(start, initial, photos, captions)
+                self.inversion = self._train(start, initial, photos)
                 for component, pair in self._pairs().items():
                     vocabulary.set_rows(*pair, component, self.inversion)
         except BaseException:
@@ -154,19 +161,18 @@ class DTITrainer:
         self,
         start: dict[str, torch.Tensor],
         initial: DirectionalInversion,
-        photos: Sequence[Any],
-        captions: Sequence[str] | None,
+        photos: Sequence[Photo],
     ) -> DirectionalInversion:
         """Train from `start`: directions, or the raw rows of classic textual inversion."""
         c, pipe, family = self.config, self.pipe, self.family
         scheduler = family.training_scheduler(pipe)
         templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
-        crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed)
+        crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed, c.random_flip)
         samples = Samples(
             crops,
             family.encode_images(pipe, logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
             templates,
-            captions,
+            [photo.caption for photo in photos],
             initial.placeholder_token,
             scheduler.config.num_train_timesteps,
             c.seed,

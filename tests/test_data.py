@@ -3,11 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_dti.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, load_images, make_crops
+from diffusers_dti.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, make_crops
+from diffusers_dti.photos import Photo
 
 
-def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0):
-    crops = [Crop(n, torch.zeros(3, 8, 8), (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
+def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None):
+    masks, captions = masks or [None] * photos, captions or [None] * photos
+    crops = [Crop(n, torch.zeros(3, 8, 8), masks[n], (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
     posteriors = [(torch.full((1, 2, 4, 4), float(i)), torch.full((1, 2, 4, 4), 0.5)) for i in range(len(crops))]
     return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed)
 
@@ -49,10 +51,20 @@ def test_draws_have_the_right_distribution():
 
 
 def test_captions_go_with_their_photos():
-    captions = ["a {} on grass", "my {}, asleep", "{}"]
+    captions = ["a {} on grass", "my {}, asleep", None]  # the last has no caption of its own
     batch = samples(captions=captions).batch(0, 9, torch.device("cpu"))
-    expected = {8 + n: c.replace("{}", "<dog>") for n, c in enumerate(captions)}
-    assert [expected[w] for _, w in batch.original_sizes] == batch.prompts
+    expected = {8: {"a <dog> on grass"}, 9: {"my <dog>, asleep"}, 10: {"a <dog>", "the <dog>"}}
+    assert all(text in expected[w] for (_, w), text in zip(batch.original_sizes, batch.prompts))
+
+
+def test_masks_become_weights_of_mean_one():
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, :2] = 1
+    assert samples().batch(0, 3, torch.device("cpu")).weights is None
+    batch = samples(masks=[mask, None, None]).batch(0, 3, torch.device("cpu"))
+    for (_, width), weights in zip(batch.original_sizes, batch.weights):
+        expected = torch.tensor([4.0, 0, 0, 0] if width == 8 else [1.0, 1, 1, 1]).expand(1, 4, 4)
+        assert torch.equal(weights, expected)
 
 
 def test_every_crop_of_a_photo_is_used():
@@ -63,7 +75,7 @@ def test_every_crop_of_a_photo_is_used():
 
 def test_square_photos_have_one_crop_others_several():
     square, wide = Image.new("RGB", (40, 40), "red"), Image.effect_noise((60, 30), 90).convert("RGB")
-    crops = make_crops([square, wide], 16, 8, seed=0)
+    crops = make_crops([Photo(square), Photo(wide)], 16, 8, seed=0)
     assert [c.photo for c in crops] == [0] + [1] * 8
     assert crops[0].original_size == (40, 40) and crops[0].corner == (0, 0)
     assert torch.allclose(crops[0].pixels, torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 16, 16))
@@ -75,28 +87,20 @@ def test_square_photos_have_one_crop_others_several():
     assert len({c.corner for c in crops[1:]}) > 3
 
 
-def test_photos_come_from_folders_files_and_pictures(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.new("RGB", (20, 10), "red").save(tmp_path / "b.jpg", exif=exif)
-    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    loaded = load_images(tmp_path)
-    assert [i.size for i in loaded] == [(8, 8), (10, 20)] and {i.mode for i in loaded} == {"RGB"}
-    assert [i.size for i in load_images(tmp_path / "b.jpg")] == [(10, 20)]
-    assert len(load_images([Image.new("L", (4, 4)), str(tmp_path / "a.png")])) == 2
+def test_mirrored_crops():
+    photo = Photo(Image.effect_noise((16, 16), 90).convert("RGB"))
+    straight, mirrored = make_crops([photo], 16, 8, seed=0, random_flip=True)
+    assert torch.equal(mirrored.pixels, straight.pixels.flip(-1))
 
 
-def test_photos_that_cannot_be_used(tmp_path):
-    with pytest.raises(ValueError, match="has no pictures.*3 to 6 photos"):
-        load_images(tmp_path)
-    with pytest.raises(ValueError, match="No pictures were given"):
-        load_images([])
-    (tmp_path / "broken.png").write_bytes(b"png?")
-    with pytest.raises(OSError, match="broken.png is not a picture"):
-        load_images(tmp_path)
-    with pytest.raises(OSError, match="nowhere.png"):
-        load_images(tmp_path / "nowhere.png")
+def test_crops_keep_to_the_mask():
+    mask = Image.new("L", (64, 16))
+    mask.paste(255, (0, 0, 20, 16))
+    photo = Photo(Image.new("RGB", (64, 16)), None, mask)
+    crops = make_crops([photo], 16, 16, seed=0)
+    assert 0 < len(crops) < 16 and all(c.mask.any() and c.corner[1] < 20 for c in crops)
+    with pytest.raises(ValueError, match="mask of photo 1 leaves nothing"):
+        make_crops([Photo(photo.image, None, Image.new("L", (64, 16)))], 16, 16, seed=0)
 
 
 def test_templates_have_one_place_each():

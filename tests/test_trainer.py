@@ -15,6 +15,7 @@ import diffusers_dti.trainer
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer, vocabulary
 from diffusers_dti.data import Samples
 from diffusers_dti.loading import text_pairs
+from diffusers_dti.photos import Photo
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
@@ -74,9 +75,9 @@ def test_training_is_the_written_method(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
     c, family = trainer.config, trainer.family
     initial = trainer._initial(trainer._initializer_rows())
-    crops = diffusers_dti.trainer.make_crops(photos, 16, c.crops_per_image, c.seed)
+    crops = diffusers_dti.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
     encoded = family.encode_images(sdxl, [x.pixels for x in crops])
-    samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, None, "<dog>", 1000, c.seed)
+    samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
     sdxl.load_directional_inversion(initial, pooling="legacy")
     pairs = text_pairs(sdxl)
     widths = [initial.directions[n].shape[1] for n in pairs]
@@ -233,7 +234,7 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
         ({}, [], None, ValueError, "No pictures"),
         ({}, ["nowhere.png"], None, OSError, "nowhere.png"),
         ({}, None, ["a {}"], ValueError, "each of the 3 photos"),
-        ({}, None, ["a", "b", "c"], ValueError, "captions needs"),
+        ({}, None, ["a", "b", "c"], ValueError, "caption of photo 1, 'a', needs"),
         ({"placeholder_token": "dog</w>"}, None, None, ValueError, "in the vocabulary"),
         ({"initializer_token": " "}, None, None, ValueError, "is no text"),
         ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
@@ -271,6 +272,25 @@ def test_unknown_settings_and_pipelines_are_refused(sdxl, sd):
     sdxl.to(torch.float32)
     with pytest.raises(ValueError, match="call `fit` first"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
+
+
+def test_the_loss_counts_inside_the_mask_alone(sdxl):
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=1)
+    seen = []
+    sdxl.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append(out.sample), with_kwargs=True)
+    batches = []
+    original = Samples.batch
+    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    try:
+        trainer.fit([Image.new("RGB", (16, 16), "red")], masks=[mask])
+    finally:
+        Samples.batch = original
+    error = (seen[0].double() - batches[0].noise.double()).square()
+    inside = error[..., :4].mean()  # the latents are 8 wide
+    assert trainer.history[0]["loss"] == pytest.approx(inside.item(), rel=1e-4)
+    assert inside.item() != pytest.approx(error.mean().item(), rel=1e-3)
 
 
 def test_photos_are_encoded_once(sdxl, photos):

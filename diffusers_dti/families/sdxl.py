@@ -63,7 +63,7 @@ def encode_prompts(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
 
 
 def loss(pipe: Any, scheduler: DDPMScheduler, batch: Batch, conditioning: dict[str, Tensor]) -> Tensor:
-    """Mean squared error of the UNet's prediction, a scalar in float32."""
+    """Mean squared error of the UNet's prediction, weighted where there are masks; a scalar in float32."""
     unet, latents, noise = pipe.unet, batch.latents, batch.noise
     dtype = unet.dtype  # looked up once: diffusers goes through every module for it
     noisy = scheduler.add_noise(latents, noise, batch.timesteps)
@@ -87,4 +87,5 @@ def loss(pipe: Any, scheduler: DDPMScheduler, batch: Batch, conditioning: dict[s
         target = latents
     else:
         raise ValueError(f"The scheduler's prediction_type {kind!r} is not known; it must be epsilon, v_prediction or sample.")
-    return torch.nn.functional.mse_loss(prediction.float(), target.float())
+    error = (prediction.float() - target.float()).square()
+    return (error if batch.weights is None else batch.weights * error).mean()
