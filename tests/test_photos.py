@@ -38,7 +38,8 @@ def test_data_sets():
 
 
 def test_the_real_data_set_class():
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))], "caption": ["a {}"]})
     assert [p.caption for p in load_photos(rows.cast_column("image", datasets.Image()))] == ["a {}"]
 

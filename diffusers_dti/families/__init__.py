@@ -7,9 +7,9 @@
 from types import ModuleType
 from typing import Any
 
-from . import sdxl
+from . import sd, sdxl
 
-FAMILIES: tuple[ModuleType, ...] = (sdxl,)
+FAMILIES: tuple[ModuleType, ...] = (sdxl, sd)
 
 
 def find(pipe: Any) -> ModuleType:
