@@ -45,8 +45,6 @@ class DTITrainer:
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = families.find(pipe)
-        if torch.float16 in {m.dtype for m in (pipe.unet, *(e for _, e in self._pairs().values()))}:
-            raise ValueError("In float16 small gradients vanish: load the pipeline with torch_dtype=torch.bfloat16 or float32.")
         config = replace(config or DTIConfig(), **overrides)
         missing = [n for n in ("placeholder_token", "initializer_token") if getattr(config, n) is None]
         if missing:
@@ -194,6 +192,9 @@ class DTITrainer:
         autocast = contextlib.nullcontext()
         if c.mixed_precision == "bf16":
             autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
+        # float16 needs its losses scaled up; they are scaled back before the optimizer, which weighs them against the prior
+        half = torch.float16 in {m.dtype for m in pipe.components.values() if isinstance(m, torch.nn.Module)}
+        scaler = torch.amp.GradScaler(pipe.device.type, init_scale=2.0**14, enabled=half)
         total, readings = torch.zeros((), device=pipe.device), 0
         with ExitStack() as stack:
             for component, (_, encoder) in self._pairs().items():
@@ -206,10 +207,13 @@ class DTITrainer:
                         batch = samples.batch(first, c.train_batch_size, pipe.device)
                         with autocast:
                             loss = family.loss(pipe, scheduler, batch, family.encode_prompts(pipe, batch.prompts))
-                        (loss / c.gradient_accumulation_steps).backward()
+                        scaler.scale(loss / c.gradient_accumulation_steps).backward()
                         total, readings = total + loss.detach(), readings + 1
-                    optimizer.step()
+                    scaler.unscale_(optimizer)
+                    scaler.step(optimizer)
                     optimizer.zero_grad(set_to_none=True)
+                    if half and _overflowed(scaler):
+                        continue  # the same samples again, at half the scale: no step is lost
                     step += 1
                     bar.update()
                     if step % LOG_EVERY == 0 or step == c.max_train_steps:
@@ -266,3 +270,10 @@ class DTITrainer:
         if log.exists():
             self.history = [x for x in map(json.loads, log.read_text().splitlines()) if x["step"] <= step]
         log.write_text("".join(json.dumps(x) + "\n" for x in self.history))
+
+
+def _overflowed(scaler: torch.amp.GradScaler) -> bool:
+    """Update the scale and say whether the step was left out; below a scale of 1 it is not for overflow that it was."""
+    before = scaler.get_scale()
+    scaler.update()
+    return 1 < before > scaler.get_scale()

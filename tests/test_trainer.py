@@ -164,11 +164,11 @@ def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
     assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
 
 
-@pytest.mark.parametrize("how", ["bfloat16 pipeline", "autocast"])
+@pytest.mark.parametrize("how", ["bfloat16 pipeline", "float16 pipeline", "autocast"])
 def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
     precision = {"mixed_precision": "bf16"} if how == "autocast" else {}
-    if how == "bfloat16 pipeline":
-        sdxl.to(torch.bfloat16)
+    dtype = {"bfloat16 pipeline": torch.bfloat16, "float16 pipeline": torch.float16}.get(how, torch.float32)
+    sdxl.to(dtype)
     learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=30, learning_rate=1e-4, **precision).fit(photos)
     for component, v in learned.directions.items():
         assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
@@ -176,8 +176,35 @@ def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
         trainer = DTITrainer(sdxl, **SETTINGS)
         start = trainer._initial(trainer._initializer_rows()).directions[component]
         assert 2e-4 < (v - start).norm() < 30 * 2e-4
-    assert {p.dtype for p in sdxl.vae.parameters()} == {torch.bfloat16 if how == "bfloat16 pipeline" else torch.float32}
+    assert {p.dtype for p in sdxl.vae.parameters()} == {dtype}
     assert generate(sdxl, "a <dog>").isfinite().all()
+
+
+def test_the_prior_never_sees_the_loss_scale(sdxl, photos):
+    """In float16 the losses are scaled by thousands; against gradients so scaled the prior would not count at all."""
+    settings = SETTINGS | {"max_train_steps": 6, "kappa": 0.05}
+    exact = DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    free = DTITrainer(sdxl, **settings | {"kappa": 0.0}).fit(photos)
+    sdxl.unload_directional_inversion()
+    half = DTITrainer(sdxl.to(torch.float16), **settings).fit(photos)
+    for component, v in exact.directions.items():
+        gap = (free.directions[component] - v).norm()
+        assert (half.directions[component] - v).norm() < 0.2 * gap
+
+
+def test_overflow_costs_no_step(sdxl, photos, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, init_scale, enabled: scaler(device, 2.0**40, enabled=enabled))
+    sdxl.to(torch.float16)
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=4)
+    learned = trainer.fit(photos)
+    assert trainer.history[-1]["step"] == 4 and "skipped" not in trainer.history[-1]
+    monkeypatch.undo()
+    sdxl.unload_directional_inversion()
+    again = DTITrainer(sdxl, **SETTINGS, max_train_steps=4).fit(photos)
+    for component, v in again.directions.items():
+        assert (learned.directions[component] - v).norm() < 0.01
 
 
 def test_several_vectors(sdxl, photos):
@@ -264,10 +291,6 @@ def test_a_failing_step_leaves_the_pipeline_as_it_was(sdxl, photos, monkeypatch)
 def test_unknown_settings_and_pipelines_are_refused(sdxl):
     with pytest.raises(TypeError, match="learning_rat"):
         DTITrainer(sdxl, learning_rat=1)
-    sdxl.to(torch.float16)
-    with pytest.raises(ValueError, match="bfloat16"):
-        DTITrainer(sdxl)
-    sdxl.to(torch.float32)
     with pytest.raises(ValueError, match="call `fit` first"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
 
