@@ -34,6 +34,7 @@ class DTIConfig:
         output_dir: folder for the log, checkpoints and the result; None writes nothing.
         checkpointing_steps: write a checkpoint every so many steps; None for none.
         resume_from_checkpoint: "latest", or a checkpoint's folder.
+        validation_prompt: prompt or prompts with "{}" for the placeholder, drawn with the same seeds every `validation_steps`.
     """
 
     placeholder_token: str | None = None
@@ -59,6 +60,8 @@ class DTIConfig:
     output_dir: str | Path | None = None
     checkpointing_steps: int | None = None
     resume_from_checkpoint: str | Path | None = None
+    validation_prompt: str | Sequence[str] | None = None
+    validation_steps: int = 100
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -70,7 +73,7 @@ class DTIConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}.")
         at_least_1 = ("num_vectors", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "resolution")
-        for name in (*at_least_1, "crops_per_image", "checkpointing_steps"):
+        for name in (*at_least_1, "crops_per_image", "checkpointing_steps", "validation_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")

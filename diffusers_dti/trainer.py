@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging
+from PIL import Image
 
-from . import checkpoint, families, loading, vocabulary
+from . import checkpoint, families, loading, validation, vocabulary
 from .config import DTIConfig
 from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
 from .embedding import TrainableRows
@@ -39,7 +40,8 @@ class DTITrainer:
     Raises:
         ValueError: for settings that cannot be, or a pipeline of no supported family.
 
-    `history` is what the log file gets, a dict every 10 steps; `inversion` the result, also after an interruption.
+    `history` is what the log file gets, a dict every 10 steps; `validation_images` the pictures on the way, by step;
+    `inversion` the result, also after an interruption.
     """
 
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
@@ -55,7 +57,13 @@ class DTITrainer:
             initializer = config.initializer_token or config.learnable_property
             config = replace(config, placeholder_token=config.placeholder_token or "<concept>", initializer_token=initializer)
         self.config = config.resolved(self.family)
+        if self.config.resolution % pipe.vae_scale_factor:
+            raise ValueError(
+                f"This pipeline's VAE needs a resolution that is a multiple of {pipe.vae_scale_factor}, got "
+                f"{self.config.resolution}: {self.config.resolution // pipe.vae_scale_factor * pipe.vae_scale_factor} would do."
+            )
         self.history: list[dict[str, float]] = []
+        self.validation_images: dict[int, list[Image.Image]] = {}
         self.inversion: DirectionalInversion | None = None
 
     def fit(
@@ -220,6 +228,8 @@ class DTITrainer:
                         figures = self._log(step, total.item() / readings, rows, initial, optimizer)
                         bar.set_postfix(loss=f"{figures['loss']:.4f}", angle=f"{figures['angle']:.1f}°")
                         total, readings = torch.zeros_like(total), 0
+                    if c.validation_prompt and (step % c.validation_steps == 0 or step == c.max_train_steps):
+                        self._validate(step, initial.placeholder_token)
                     if c.checkpointing_steps and step % c.checkpointing_steps == 0:
                         checkpoint.save(c.output_dir, step, self._current(rows, initial), rows, optimizer, settings)
             except BaseException:  # an interruption too: what was trained is kept
@@ -260,9 +270,18 @@ class DTITrainer:
                 file.write(json.dumps(figures) + "\n")
         return figures
 
+    def _validate(self, step: int, placeholder: str) -> None:
+        prompts = (
+            [self.config.validation_prompt] if isinstance(self.config.validation_prompt, str) else self.config.validation_prompt
+        )
+        prompts = [p.replace("{}", placeholder) for p in prompts]
+        self.validation_images[step] = validation.generate(self.pipe, prompts, self.config.seed)
+        if self.config.output_dir is not None:
+            validation.strip(self.validation_images).save(Path(self.config.output_dir) / "validation.png")
+
     def _start_log(self, step: int) -> None:
         """Keep what an earlier run logged up to the step that this one goes on from: nothing for a run from the start."""
-        self.history = []
+        self.history, self.validation_images = [], {}
         if self.config.output_dir is None:
             return
         log = Path(self.config.output_dir) / LOG_NAME

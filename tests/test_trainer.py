@@ -289,6 +289,8 @@ def test_a_failing_step_leaves_the_pipeline_as_it_was(sdxl, photos, monkeypatch)
 
 
 def test_unknown_settings_and_pipelines_are_refused(sdxl):
+    with pytest.raises(ValueError, match="multiple of 2, got 15: 14 would do"):
+        DTITrainer(sdxl, resolution=15)
     with pytest.raises(TypeError, match="learning_rat"):
         DTITrainer(sdxl, learning_rat=1)
     with pytest.raises(ValueError, match="call `fit` first"):

@@ -1,0 +1,50 @@
+"""Pictures on the way: the same prompts and seeds every so many steps, kept as a strip, and curves of the figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+def generate(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
+    """A picture of each prompt from its own seed; neither the pipeline's progress bar nor the random state changes."""
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        return [
+            pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed + i)).images[0] for i, prompt in enumerate(prompts)
+        ]
+    finally:
+        pipe._progress_bar_config = before
+
+
+def strip(pictures: dict[int, list[Image.Image]]) -> Image.Image:
+    """One column for each step, one row for each prompt."""
+    width, height = next(iter(pictures.values()))[0].size
+    font, header = ImageFont.load_default(max(10, height // 16)), max(14, height // 12)
+    rows = len(next(iter(pictures.values())))
+    sheet = Image.new("RGB", (len(pictures) * width, header + rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (step, images) in enumerate(pictures.items()):
+        draw.text((column * width + 2, 1), f"step {step}", "black", font)
+        for row, image in enumerate(images):
+            sheet.paste(image, (column * width, header + row * height))
+    return sheet
+
+
+def plot(history: list[dict[str, float]], path: str | Path) -> None:
+    """Loss, angle to the initializer and norm over the steps, as a picture. Needs matplotlib (`diffusers-dti[plot]`)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Curves are drawn by matplotlib: pip install diffusers-dti[plot]") from error
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    names = {"loss": "loss", "angle": "angle to the initializer (°)", "norm": "norm of the embedding"}
+    for axes, (key, name) in zip(figure.subplots(1, 3), names.items()):
+        axes.plot([x["step"] for x in history], [x[key] for x in history])
+        axes.set(title=name, xlabel="step")
+        if key != "loss":
+            axes.set_ylim(bottom=0)
+    figure.savefig(path)

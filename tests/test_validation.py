@@ -1,0 +1,48 @@
+import pytest
+import torch
+from conftest import generate
+from PIL import Image
+
+from diffusers_dti import DTITrainer, validation
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
+    plain = DTITrainer(sdxl, **SETTINGS, max_train_steps=5).fit(photos)
+    sdxl.unload_directional_inversion()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    prompts = ["a {} on the beach", "a red {}"]
+    watched = DTITrainer(
+        sdxl, **SETTINGS, max_train_steps=5, validation_prompt=prompts, validation_steps=2, output_dir=tmp_path
+    )
+    learned = watched.fit(photos)
+    assert torch.equal(torch.get_rng_state(), state)
+    for component, v in plain.directions.items():
+        assert torch.equal(learned.directions[component], v)
+    assert {k: len(v) for k, v in watched.validation_images.items()} == {2: 2, 4: 2, 5: 2}
+    strip = Image.open(tmp_path / "validation.png")
+    width, height = watched.validation_images[2][0].size
+    assert strip.width == 3 * width and strip.height > 2 * height
+    # the last pictures are what the finished pipeline draws
+    again = validation.generate(sdxl, ["a <dog> on the beach"], seed=watched.config.seed)[0]
+    difference = torch.tensor(list(again.tobytes())).sub(torch.tensor(list(watched.validation_images[5][0].tobytes()))).abs()
+    assert difference.max() <= 1
+    assert watched.validation_images[2][0].tobytes() != watched.validation_images[5][0].tobytes()
+
+
+def test_the_progress_bar_comes_back(sd):
+    sd.set_progress_bar_config(leave=False)
+    validation.generate(sd, ["a dog"], 0)
+    assert sd._progress_bar_config == {"leave": False}
+    assert generate(sd, "a dog").isfinite().all()
+
+
+def test_curves(tmp_path, monkeypatch):
+    history = [{"step": 10 * i, "loss": 1 / i, "angle": 5.0 * i, "norm": 0.4} for i in range(1, 5)]
+    validation.plot(history, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 500
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"diffusers-dti\[plot\]"):
+        validation.plot(history, tmp_path / "curves.png")
