@@ -20,7 +20,7 @@ lint: .venv/ready
 
 .venv/ready: constraints/newest.txt
 .venv-floor/ready: constraints/floor.txt
-.venv%/ready .venv/ready: pyproject.toml
+.venv/ready .venv-floor/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints/%,$^) -e ".[test]"
 	touch $@
