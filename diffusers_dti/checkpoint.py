@@ -1,8 +1,10 @@
-"""Checkpoints of a run: the concept so far, readable as such, and beside it what the optimizer needs to go on."""
+"""Checkpoints of a run: the concepts so far, readable as such, and beside them what the optimizer needs to go on."""
 
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .embedding import TrainableRows
 from .inversion import DirectionalInversion
+from .learner import Learner
 
 STATE = "training_state.safetensors"
+
+
+def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) -> None:
+    """One concept into the folder itself, several into a folder each, named after their placeholders."""
+    for number, concept in enumerate(concepts):
+        name = re.sub(r"\W", "", concept.placeholder_token) or str(number)
+        concept.save_pretrained(Path(folder) / name if len(concepts) > 1 else folder)
 
 
 def save(
     output_dir: str | Path,
     step: int,
-    inversion: DirectionalInversion,
-    rows: dict[str, TrainableRows],
+    learners: Sequence[Learner],
     optimizer: torch.optim.Optimizer,
     settings: dict[str, Any],
 ) -> Path:
@@ -30,8 +38,8 @@ def save(
     folder = output_dir / f"checkpoint-{step}"
     temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=".checkpoint-"))
     try:
-        inversion.save_pretrained(temporary)
-        tensors = {f"direction.{c}": r.direction.detach() for c, r in rows.items()}
+        save_concepts(temporary, [x.current() for x in learners])
+        tensors = {f"direction.{i}.{c}": r.direction for i, x in enumerate(learners) for c, r in x.rows.items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -61,7 +69,7 @@ def find(output_dir: str | Path, which: str | Path) -> Path | None:
     raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
 
 
-def load(folder: Path, rows: dict[str, TrainableRows], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+def load(folder: Path, learners: Sequence[Learner], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
     """Put a checkpoint's directions and optimizer state in place and return its step.
 
     Raises:
@@ -75,12 +83,11 @@ def load(folder: Path, rows: dict[str, TrainableRows], optimizer: torch.optim.Op
         raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
-        kind, key = name.split(".", 1)
+        kind, index, key = name.split(".", 2)
         if kind == "direction":
             with torch.no_grad():
-                rows[key].direction.copy_(value)
+                learners[int(index)].rows[key].direction.copy_(value)
         else:
-            index, key = key.split(".", 1)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])

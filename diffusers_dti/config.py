@@ -1,9 +1,13 @@
 """`DTIConfig`: the settings of a training run, with the names that diffusers' scripts use."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .inversion import DirectionalInversion
 
 METHODS = ("dti", "ti")
 
@@ -14,7 +18,8 @@ class DTIConfig:
 
     Args:
         placeholder_token: the new word.
-        initializer_token: a word or two for what the photos show; training starts there. "object", or "style".
+        initializer_token: a word or two for what the photos show; training starts there. "object", or "style". A concept to
+            start from instead, or a mapping from placeholder to any of these where several tokens are trained.
         num_vectors: vectors of the concept; by default as many as the initializer has tokens.
         method: "dti", or "ti" for classic textual inversion: AdamW on the raw row, whose norm may drift.
         token_scale: the fixed norm: "mean", "min" or "max" of the encoder's vocabulary, or a number.
@@ -29,16 +34,18 @@ class DTIConfig:
         learnable_property: "object" or "style": which templates are used.
         templates: prompts with "{}" for the placeholder, in place of the built-in ones.
         pooling: "eos" pools CLIP's text vector at the end of the prompt, "legacy" at the placeholder.
+        gradient_checkpointing: trade time for memory in the UNet.
         mixed_precision: "bf16" to run float32 models under autocast; None runs them in the dtype they have.
         seed: of every draw.
         output_dir: folder for the log, checkpoints and the result; None writes nothing.
         checkpointing_steps: write a checkpoint every so many steps; None for none.
         resume_from_checkpoint: "latest", or a checkpoint's folder.
+        report_to: a tracker of accelerate's: "tensorboard", "wandb", "trackio", ...
         validation_prompt: prompt or prompts with "{}" for the placeholder, drawn with the same seeds every `validation_steps`.
     """
 
     placeholder_token: str | None = None
-    initializer_token: str | None = None
+    initializer_token: "str | DirectionalInversion | Mapping[str, str | DirectionalInversion] | None" = None
     num_vectors: int | None = None
     method: str = "dti"
     token_scale: str | float = "mean"
@@ -55,6 +62,7 @@ class DTIConfig:
     learnable_property: str = "object"
     templates: Sequence[str] | None = None
     pooling: str = "eos"
+    gradient_checkpointing: bool = False
     mixed_precision: str | None = None
     seed: int = 42
     output_dir: str | Path | None = None
@@ -62,6 +70,7 @@ class DTIConfig:
     resume_from_checkpoint: str | Path | None = None
     validation_prompt: str | Sequence[str] | None = None
     validation_steps: int = 100
+    report_to: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -91,6 +100,3 @@ class DTIConfig:
     def effective_learning_rate(self) -> float:
         """The rate that the optimizer gets: .04 for the authors' launchers."""
         return self.learning_rate * (self.train_batch_size * self.gradient_accumulation_steps if self.scale_lr else 1)
-
-
-FIELDS = tuple(f.name for f in fields(DTIConfig))

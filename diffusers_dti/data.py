@@ -3,6 +3,7 @@
 So a run that goes on from a checkpoint, on one process or on four, sees the samples it would have seen.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,6 +141,11 @@ class Samples:
         self.crops, self.posteriors, self.seed, self.num_timesteps = crops, posteriors, seed, num_timesteps
         self.templates, self.captions, self.placeholder = templates, captions, placeholder
         self.of_photo = [[i for i, c in enumerate(crops) if c.photo == n] for n in sorted({c.photo for c in crops})]
+
+    def digest(self) -> str:
+        """Tells one training set from another."""
+        parts = [c.pixels.numpy().tobytes() + (b"" if c.mask is None else c.mask.numpy().tobytes()) for c in self.crops]
+        return hashlib.sha256(b"".join([*parts, repr(self.captions).encode()])).hexdigest()
 
     def batch(self, first: int, size: int, device: torch.device) -> Batch:
         """Samples number `first` to `first + size - 1`. Each round of photos shows every photo once."""

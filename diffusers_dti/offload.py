@@ -18,18 +18,21 @@ def weights_at_hand(encoder: nn.Module) -> Iterator[None]:
 
     Model offload needs nothing: it moves the module as a whole, new rows included.
     """
-    hook = getattr(encoder, "_hf_hook", None)
-    if isinstance(hook, SequentialHook):
-        hook = hook.hooks[0]
-    sequential = isinstance(hook, AlignDevicesHook)
-    if sequential:
+    # the outermost hook knows no device: those inside do the work
+    hooks = [h for m in encoder.modules() for h in _hooks(m) if isinstance(h, AlignDevicesHook) and h.offload]
+    if hooks:
         remove_hook_from_module(encoder, recurse=True)
     try:
         yield
     finally:
-        if sequential:
-            cpu_offload(encoder, hook.execution_device, offload_buffers=len(encoder._parameters) > 0)
+        if hooks:
+            cpu_offload(encoder, hooks[0].execution_device, offload_buffers=hooks[0].offload_buffers)
         _maybe_remove_and_reapply_group_offloading(encoder)
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return list(hook.hooks) if isinstance(hook, SequentialHook) else [hook]
 
 
 @contextmanager
@@ -42,6 +45,8 @@ def frozen(pipe: Any) -> Iterator[None]:
     model_offload, sequential_offload, group_offload = _func_optionally_disable_offloading(pipe)
     if group_offload:
         raise ValueError("Training under group offloading is not supported: build the pipeline without it.")
+    # a pipeline that is called in training, for validation, would switch model offload on again for these
+    all_hooks, pipe._all_hooks = getattr(pipe, "_all_hooks", []), []
     modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     training = {m: m.training for module in modules for m in module.modules()}
     gradients = {p: p.requires_grad for module in modules for p in module.parameters()}
@@ -56,6 +61,7 @@ def frozen(pipe: Any) -> Iterator[None]:
             m.training = was
         for p, was in gradients.items():
             p.requires_grad_(was)
+        pipe._all_hooks = all_hooks
         if model_offload:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
         elif sequential_offload:
@@ -65,11 +71,25 @@ def frozen(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
+def checkpointed(pipe: Any, enabled: bool) -> Iterator[None]:
+    """The UNet with gradient checkpointing, if so wished: less memory for more time."""
+    change = enabled and not pipe.unet.is_gradient_checkpointing
+    if change:
+        pipe.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if change:
+            pipe.unet.disable_gradient_checkpointing()
+
+
+@contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
     """A half precision module in float32 for a while: SDXL's VAE overflows in float16."""
-    dtype = next(module.parameters()).dtype
+    dtypes = {t: t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     nn.Module.to(module, torch.float32)  # diffusers' own `to` warns of what is meant here
     try:
         yield
     finally:
-        nn.Module.to(module, dtype)
+        for tensor, dtype in dtypes.items():
+            tensor.data = tensor.data.to(dtype)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -17,21 +17,27 @@ from PIL import Image
 from . import checkpoint, families, loading, validation, vocabulary
 from .config import DTIConfig
 from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
-from .embedding import TrainableRows
 from .inversion import DirectionalInversion
-from .offload import frozen, weights_at_hand
+from .learner import Learner
+from .offload import checkpointed, frozen, weights_at_hand
 from .optim import RiemannianSGD
 from .photos import ImageInput, Photo, load_photos
-from .sphere import angle, unit
+from .report import Report
 
 logger = logging.get_logger(__name__)
 
 LOG_EVERY = 10  # steps between two readings of loss and angle: each one waits for the device
-LOG_NAME = "train_log.jsonl"
+# what does not change the result, and so may differ where a run goes on, and is no part of a concept's metadata
+BESIDE_THE_POINT = (
+    "output_dir", "checkpointing_steps", "resume_from_checkpoint", "validation_prompt", "validation_steps", "report_to",
+    "gradient_checkpointing",
+)  # fmt: skip
+
+Images = ImageInput | Sequence[ImageInput] | Any
 
 
 class DTITrainer:
-    """Learns a concept in the text encoders of a pipeline.
+    """Learns concepts in the text encoders of a pipeline.
 
     Args:
         pipe: a pipeline of a supported family, on the device and in the dtype to train with.
@@ -40,23 +46,15 @@ class DTITrainer:
     Raises:
         ValueError: for settings that cannot be, or a pipeline of no supported family.
 
-    `history` is what the log file gets, a dict every 10 steps; `validation_images` the pictures on the way, by step;
-    `inversion` the result, also after an interruption.
+    After `fit`, also after an interruption, `history` is what the log file gets, a dict every 10 steps; `validation_images`
+    are the pictures on the way, by step; `inversion` is the result, `inversions` those of several tokens.
     """
 
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = families.find(pipe)
-        config = replace(config or DTIConfig(), **overrides)
-        missing = [n for n in ("placeholder_token", "initializer_token") if getattr(config, n) is None]
-        if missing:
-            logger.warning(
-                f"No {' or '.join(missing)} given. A name of your own is how prompts call the concept, and a word for what the "
-                'photos show, such as "dog", gives training a start that is near its end.'
-            )
-            initializer = config.initializer_token or config.learnable_property
-            config = replace(config, placeholder_token=config.placeholder_token or "<concept>", initializer_token=initializer)
-        self.config = config.resolved(self.family)
+        self._given = replace(config or DTIConfig(), **overrides)
+        self.config = self._given.resolved(self.family)
         if self.config.resolution % pipe.vae_scale_factor:
             raise ValueError(
                 f"This pipeline's VAE needs a resolution that is a multiple of {pipe.vae_scale_factor}, got "
@@ -64,71 +62,112 @@ class DTITrainer:
             )
         self.history: list[dict[str, float]] = []
         self.validation_images: dict[int, list[Image.Image]] = {}
-        self.inversion: DirectionalInversion | None = None
+        self.inversions: dict[str, DirectionalInversion] = {}
+
+    @property
+    def inversion(self) -> DirectionalInversion | None:
+        """The learned concept; the first one of several, None before `fit`."""
+        return next(iter(self.inversions.values()), None)
 
     def fit(
         self,
-        images: ImageInput | Sequence[ImageInput] | Any,
+        images: Images | Mapping[str, Images],
         captions: Sequence[str | None] | None = None,
         masks: Sequence[ImageInput | None] | None = None,
-    ) -> DirectionalInversion:
+        callback_on_step_end: Callable[["DTITrainer", int], None] | None = None,
+    ) -> DirectionalInversion | dict[str, DirectionalInversion]:
         """Train on photos, and leave the pipeline ready to use the token and otherwise as it was.
 
         Args:
-            images: 3 to 6 photos: a folder, a list of files or pictures, or a `datasets.Dataset`.
+            images: 3 to 6 photos: a folder, a list of files or pictures, or a `datasets.Dataset`. A mapping from placeholder
+                to photos trains several tokens at once, each on its own photos; `initializer_token` may be a mapping too.
             captions: a text for each photo with "{}" for the placeholder; None for templates. By default `.txt` files beside
                 the photos, or the data set's column.
             masks: a picture for each photo, white where the subject is: the loss counts there alone. By default a photo's
                 own transparency.
+            callback_on_step_end: called after every step with the trainer and the number of steps done.
 
         Returns:
-            The learned concept; it is loaded in the pipeline, and saved in `output_dir` if there is one.
+            The learned concept, or a dict of them by placeholder; loaded in the pipeline, and saved in `output_dir`.
 
         Raises:
             ValueError, OSError: for photos, captions or a placeholder that cannot be used; nothing has changed then.
         """
-        photos = load_photos(images, captions, masks)
-        rows = self._initializer_rows()
-        initial = self._initial(rows)
-        loading.load_directional_inversion(self.pipe, initial, pooling=self.config.pooling)
+        if isinstance(images, Mapping):
+            if captions is not None or masks is not None:
+                raise ValueError("With several tokens captions are `.txt` files or a column, and masks are the photos' own.")
+            photos = {word: load_photos(own) for word, own in images.items()}
+        else:
+            photos = {self._placeholder(): load_photos(images, captions, masks)}
+        raw = {word: self._initializer_rows(self._initializer(word)) for word in photos}
+        initial = {word: self._initial(word, rows) for word, rows in raw.items()}
+        loaded: list[str] = []
         try:
-            with frozen(self.pipe):
-                start = rows if self.config.method == "ti" else initial.directions
-                self.inversion = self._train(start, initial, photos)
-                for component, pair in self._pairs().items():
-                    vocabulary.set_rows(*pair, component, self.inversion)
+            for word, concept in initial.items():
+                loading.load_directional_inversion(self.pipe, concept, pooling=self.config.pooling)
+                loaded.append(word)
+            with frozen(self.pipe), checkpointed(self.pipe, self.config.gradient_checkpointing):
+                learners = [self._learner(initial[word], raw[word], photos[word]) for word in photos]
+                self._train(learners, callback_on_step_end)
+                for learner in learners:
+                    for component, pair in self._pairs().items():
+                        vocabulary.set_rows(*pair, component, self.inversions[learner.initial.placeholder_token])
         except BaseException:
-            loading.unload_directional_inversion(self.pipe, initial.placeholder_token)
+            loading.unload_directional_inversion(self.pipe, loaded)
             raise
         if self.config.output_dir is not None:
-            self.inversion.save_pretrained(self.config.output_dir)
-        return self.inversion
+            checkpoint.save_concepts(self.config.output_dir, list(self.inversions.values()))
+        return dict(self.inversions) if isinstance(images, Mapping) else self.inversion
+
+    def plot(self, path: str | Path) -> None:
+        """Draw loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`)."""
+        validation.plot(self.history, path)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push the learned concept, see `DirectionalInversion.push_to_hub`."""
-        if self.inversion is None:
-            raise ValueError("There is nothing to push yet: call `fit` first.")
+        if len(self.inversions) != 1:
+            raise ValueError("There is no one concept to push: call `fit` first, and push several concepts one by one.")
         return self.inversion.push_to_hub(repo_id, **kwargs)
 
     # -------------------------------------------------------------------------------------------------------- the start
     def _pairs(self) -> dict[str, loading.Pair]:
         return loading.text_pairs(self.pipe)
 
-    def _initializer_rows(self) -> dict[str, torch.Tensor]:
+    def _placeholder(self) -> str:
+        missing = [n for n in ("placeholder_token", "initializer_token") if getattr(self._given, n) is None]
+        if missing:
+            logger.warning(
+                f"No {' or '.join(missing)} given. A name of your own is how prompts call the concept, and a word for what the "
+                'photos show, such as "dog", gives training a start that is near its end.'
+            )
+        return self.config.placeholder_token or "<concept>"
+
+    def _initializer(self, word: str) -> str | DirectionalInversion:
+        given = self.config.initializer_token
+        return (given.get(word) if isinstance(given, Mapping) else given) or self.config.learnable_property
+
+    def _initializer_rows(self, initializer: str | DirectionalInversion) -> dict[str, torch.Tensor]:
         """The initializer's own rows, (n, d) float32 per component."""
         c, rows = self.config, {}
         for component, (tokenizer, encoder) in self._pairs().items():
-            ids = tokenizer(c.initializer_token, add_special_tokens=False).input_ids
-            if not ids:
-                raise ValueError(f"The initializer {c.initializer_token!r} is no text: give a word for what is on the photos.")
-            ids = [ids[i % len(ids)] for i in range(c.num_vectors or len(ids))]
-            with weights_at_hand(encoder):
-                rows[component] = vocabulary.table(encoder).detach()[ids].float().cpu()
+            if isinstance(initializer, DirectionalInversion):
+                if component not in initializer.directions:
+                    raise ValueError(
+                        f"The concept to start from, {initializer.placeholder_token}, has nothing for {component}."
+                    )
+                own = initializer.embeddings[component]
+            else:
+                ids = tokenizer(initializer, add_special_tokens=False).input_ids
+                if not ids or tokenizer.unk_token_id in set(ids) - {tokenizer.eos_token_id, tokenizer.pad_token_id}:
+                    raise ValueError(f"The initializer {initializer!r} is no text: give a word for what is on the photos.")
+                with weights_at_hand(encoder):
+                    own = vocabulary.table(encoder).detach()[ids].float().cpu()
+            rows[component] = own[[i % len(own) for i in range(c.num_vectors or len(own))]]
         return rows
 
-    def _initial(self, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
+    def _initial(self, word: str, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
         """The initializer's directions, at the scale that the method starts from."""
-        initial = DirectionalInversion.from_embeddings(self.config.placeholder_token, rows, self._metadata())
+        initial = DirectionalInversion.from_embeddings(word, rows, self._metadata(word))
         if self.config.method == "ti":
             return initial
         pairs = self._pairs()
@@ -137,158 +176,125 @@ class DTITrainer:
                 stack.enter_context(weights_at_hand(encoder))
             return loading.rescale(pairs, initial, self.config.token_scale)
 
-    def _metadata(self) -> dict[str, Any]:
-        c = self.config
+    def _metadata(self, word: str) -> dict[str, Any]:
+        c, initializer = self.config, self._initializer(word)
         base = self.pipe.config.get("_name_or_path") or ""
-        settings = {
-            k: v for k, v in asdict(c).items() if k not in ("output_dir", "resume_from_checkpoint", "checkpointing_steps")
-        }
+        settings = {k: v for k, v in asdict(replace(c, initializer_token=None)).items() if k not in BESIDE_THE_POINT}
+        if isinstance(initializer, DirectionalInversion):
+            initializer = initializer.placeholder_token
         return {
-            "initializer": c.initializer_token,
+            "initializer": initializer,
             "base_model": Path(base).name if os.path.isdir(base) else base,  # a local path is nobody else's business
             "family": self.family.NAME,
             "method": c.method,
             "scale_rule": "learned" if c.method == "ti" else c.token_scale,
             "pooling": c.pooling,
-            "training": settings,
+            "training": settings | {"placeholder_token": word, "initializer_token": initializer},
             "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
         }
 
-    def _optimizer(self, rows: dict[str, TrainableRows], initial: DirectionalInversion) -> torch.optim.Optimizer:
-        c = self.config
-        if c.method == "ti":
-            # diffusers' textual inversion scripts
-            return torch.optim.AdamW([r.direction for r in rows.values()], lr=c.effective_learning_rate, weight_decay=1e-2)
-        groups = [{"params": [r.direction], "prior": initial.directions[component]} for component, r in rows.items()]
-        return RiemannianSGD(groups, lr=c.effective_learning_rate, kappa=c.kappa, beta=c.beta)
-
-    # --------------------------------------------------------------------------------------------------------- the loop
-    def _train(
-        self,
-        start: dict[str, torch.Tensor],
-        initial: DirectionalInversion,
-        photos: Sequence[Photo],
-    ) -> DirectionalInversion:
-        """Train from `start`: directions, or the raw rows of classic textual inversion."""
+    def _learner(self, initial: DirectionalInversion, raw: dict[str, torch.Tensor], photos: Sequence[Photo]) -> Learner:
         c, pipe, family = self.config, self.pipe, self.family
-        scheduler = family.training_scheduler(pipe)
-        templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
         crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed, c.random_flip)
         samples = Samples(
             crops,
             family.encode_images(pipe, logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
-            templates,
+            c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES),
             [photo.caption for photo in photos],
             initial.placeholder_token,
-            scheduler.config.num_train_timesteps,
+            family.training_scheduler(pipe).config.num_train_timesteps,
             c.seed,
         )
-        rows = {}
-        for component, (tokenizer, encoder) in self._pairs().items():
-            ids = tokenizer.convert_tokens_to_ids(vocabulary.ledger_of(encoder).entries[initial.placeholder_token].names)
-            scale = torch.ones(len(ids)) if c.method == "ti" else initial.scales[component]
-            rows[component] = TrainableRows(ids, start[component], scale).to(encoder.device)
-        optimizer = self._optimizer(rows, initial)
-        settings = json.loads(json.dumps(initial.metadata["training"]))
-        settings.pop("max_train_steps")  # a run may be made longer
+        is_raw = c.method == "ti"
+        return Learner.start(initial, raw if is_raw else initial.directions, samples, self._pairs(), is_raw)
 
+    def _optimizer(self, learners: Sequence[Learner]) -> torch.optim.Optimizer:
+        c = self.config
+        if c.method == "ti":
+            # diffusers' textual inversion scripts
+            parameters = [r.direction for x in learners for r in x.rows.values()]
+            return torch.optim.AdamW(parameters, lr=c.effective_learning_rate, weight_decay=1e-2)
+        groups = [
+            {"params": [r.direction], "prior": x.initial.directions[component]}
+            for x in learners
+            for component, r in x.rows.items()
+        ]
+        return RiemannianSGD(groups, lr=c.effective_learning_rate, kappa=c.kappa, beta=c.beta)
+
+    # --------------------------------------------------------------------------------------------------------- the loop
+    def _train(self, learners: Sequence[Learner], callback: Callable[["DTITrainer", int], None] | None) -> None:
+        c, pipe = self.config, self.pipe
+        words = [x.initial.placeholder_token for x in learners]
+        optimizer = self._optimizer(learners)
+        settings = {}
+        for word, learner in zip(words, learners):
+            own = json.loads(json.dumps(learner.initial.metadata["training"])) | {"photos": learner.samples.digest()}
+            settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}  # a run may be made longer
         step = 0
         if c.resume_from_checkpoint and (folder := checkpoint.find(c.output_dir, c.resume_from_checkpoint)):
-            step = checkpoint.load(folder, rows, optimizer, settings)
+            step = checkpoint.load(folder, learners, optimizer, settings)
             logger.info(f"Going on from {folder}.")
-        self._start_log(step)
-        autocast = contextlib.nullcontext()
-        if c.mixed_precision == "bf16":
-            autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
+        report = Report(c, ", ".join(words), step, learners[0].initial.metadata["training"])
+        self.history, self.validation_images, self.inversions = report.history, report.images, {}
         # float16 needs its losses scaled up; they are scaled back before the optimizer, which weighs them against the prior
         half = torch.float16 in {m.dtype for m in pipe.components.values() if isinstance(m, torch.nn.Module)}
         scaler = torch.amp.GradScaler(pipe.device.type, init_scale=2.0**14, enabled=half)
-        total, readings = torch.zeros((), device=pipe.device), 0
+        totals, readings = torch.zeros(len(learners), device=pipe.device), 0
         with ExitStack() as stack:
-            for component, (_, encoder) in self._pairs().items():
-                stack.enter_context(rows[component].swapped_in(encoder))
-            bar = stack.enter_context(logging.tqdm(total=c.max_train_steps, initial=step, desc=initial.placeholder_token))
+            stack.callback(report.close)
+            for learner in learners:
+                stack.enter_context(learner.swapped_in(self._pairs()))
             try:
                 while step < c.max_train_steps:
-                    for micro in range(c.gradient_accumulation_steps):
-                        first = (step * c.gradient_accumulation_steps + micro) * c.train_batch_size
-                        batch = samples.batch(first, c.train_batch_size, pipe.device)
-                        with autocast:
-                            loss = family.loss(pipe, scheduler, batch, family.encode_prompts(pipe, batch.prompts))
-                        scaler.scale(loss / c.gradient_accumulation_steps).backward()
-                        total, readings = total + loss.detach(), readings + 1
+                    losses = self._accumulate(learners, step, scaler)
                     scaler.unscale_(optimizer)
                     scaler.step(optimizer)
                     optimizer.zero_grad(set_to_none=True)
                     if half and _overflowed(scaler):
                         continue  # the same samples again, at half the scale: no step is lost
-                    step += 1
-                    bar.update()
+                    totals, readings, step = totals + losses, readings + 1, step + 1
+                    report.bar.update()
                     if step % LOG_EVERY == 0 or step == c.max_train_steps:
-                        figures = self._log(step, total.item() / readings, rows, initial, optimizer)
-                        bar.set_postfix(loss=f"{figures['loss']:.4f}", angle=f"{figures['angle']:.1f}°")
-                        total, readings = torch.zeros_like(total), 0
+                        means = dict(zip(words, (totals / readings).tolist()))
+                        skipped = sum(int(s["skipped"].sum()) for s in optimizer.state.values() if "skipped" in s)
+                        report.figures(step, means, {w: x.figures() for w, x in zip(words, learners)}, skipped)
+                        totals, readings = torch.zeros_like(totals), 0
                     if c.validation_prompt and (step % c.validation_steps == 0 or step == c.max_train_steps):
-                        self._validate(step, initial.placeholder_token)
+                        prompts = [c.validation_prompt] if isinstance(c.validation_prompt, str) else c.validation_prompt
+                        prompts = [p.replace("{}", word) for p in prompts for word in (words if "{}" in p else words[:1])]
+                        report.pictures(step, pipe, prompts, c.seed)
                     if c.checkpointing_steps and step % c.checkpointing_steps == 0:
-                        checkpoint.save(c.output_dir, step, self._current(rows, initial), rows, optimizer, settings)
+                        checkpoint.save(c.output_dir, step, learners, optimizer, settings)
+                    if callback is not None:
+                        callback(self, step)
             except BaseException:  # an interruption too: what was trained is kept
-                self.inversion = self._current(rows, initial)
-                if c.output_dir is not None and step:
-                    folder = checkpoint.save(c.output_dir, step, self.inversion, rows, optimizer, settings)
+                with contextlib.suppress(ValueError):  # raw rows may have become infinite: that must not hide the error
+                    self.inversions = {w: x.current() for w, x in zip(words, learners)}
+                if self.inversions and c.output_dir is not None and step:
+                    folder = checkpoint.save(c.output_dir, step, learners, optimizer, settings)
                     logger.warning(f'Stopped at step {step}; go on with resume_from_checkpoint="latest" from {folder}.')
                 raise
-        return self._current(rows, initial)
+        self.inversions = {w: x.current() for w, x in zip(words, learners)}
 
-    def _current(self, rows: dict[str, TrainableRows], initial: DirectionalInversion) -> DirectionalInversion:
-        if self.config.method == "ti":
-            raw = {component: r().detach() for component, r in rows.items()}
-            return DirectionalInversion.from_embeddings(initial.placeholder_token, raw, initial.metadata)
-        directions = {component: r.direction.detach().cpu().clone() for component, r in rows.items()}
-        return replace(initial, directions=directions)
-
-    def _log(
-        self,
-        step: int,
-        loss: float,
-        rows: dict[str, TrainableRows],
-        initial: DirectionalInversion,
-        optimizer: torch.optim.Optimizer,
-    ) -> dict[str, float]:
-        """Loss since the last reading, angle to the initializer (degrees) and norm, means over all vectors."""
-        trained = {component: r().detach().cpu() for component, r in rows.items()}
-        angles = torch.cat([angle(unit(e), initial.directions[component]) for component, e in trained.items()])
-        norms = torch.cat([torch.linalg.vector_norm(e, dim=-1) for e in trained.values()])
-        skipped = sum(int(s["skipped"].sum()) for s in optimizer.state.values() if "skipped" in s)
-        figures = {"step": step, "loss": loss, "angle": angles.rad2deg().mean().item(), "norm": norms.mean().item()}
-        if skipped:
-            figures["skipped"] = skipped
-            logger.warning(f"{skipped} row updates left out so far: their gradients were not finite.")
-        self.history.append(figures)
-        if self.config.output_dir is not None:
-            with (Path(self.config.output_dir) / LOG_NAME).open("a") as file:
-                file.write(json.dumps(figures) + "\n")
-        return figures
-
-    def _validate(self, step: int, placeholder: str) -> None:
-        prompts = (
-            [self.config.validation_prompt] if isinstance(self.config.validation_prompt, str) else self.config.validation_prompt
-        )
-        prompts = [p.replace("{}", placeholder) for p in prompts]
-        self.validation_images[step] = validation.generate(self.pipe, prompts, self.config.seed)
-        if self.config.output_dir is not None:
-            validation.strip(self.validation_images).save(Path(self.config.output_dir) / "validation.png")
-
-    def _start_log(self, step: int) -> None:
-        """Keep what an earlier run logged up to the step that this one goes on from: nothing for a run from the start."""
-        self.history, self.validation_images = [], {}
-        if self.config.output_dir is None:
-            return
-        log = Path(self.config.output_dir) / LOG_NAME
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists():
-            self.history = [x for x in map(json.loads, log.read_text().splitlines()) if x["step"] <= step]
-        log.write_text("".join(json.dumps(x) + "\n" for x in self.history))
+    def _accumulate(self, learners: Sequence[Learner], step: int, scaler: torch.amp.GradScaler) -> torch.Tensor:
+        """One step's gradients, averaged over accumulated batches; returns each concept's mean loss."""
+        c, pipe, family = self.config, self.pipe, self.family
+        scheduler = family.training_scheduler(pipe)
+        autocast = contextlib.nullcontext()
+        if c.mixed_precision == "bf16":
+            autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
+        losses = []
+        for learner in learners:
+            total = torch.zeros((), device=pipe.device)
+            for micro in range(c.gradient_accumulation_steps):
+                first = (step * c.gradient_accumulation_steps + micro) * c.train_batch_size
+                batch = learner.samples.batch(first, c.train_batch_size, pipe.device)
+                with autocast:
+                    loss = family.loss(pipe, scheduler, batch, family.encode_prompts(pipe, batch.prompts))
+                scaler.scale(loss / c.gradient_accumulation_steps).backward()
+                total = total + loss.detach() / c.gradient_accumulation_steps
+            losses.append(total)
+        return torch.stack(losses)
 
 
 def _overflowed(scaler: torch.amp.GradScaler) -> bool:

@@ -1,5 +1,6 @@
 """Pictures on the way: the same prompts and seeds every so many steps, kept as a strip, and curves of the figures."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def generate(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
-    """A picture of each prompt from its own seed; neither the pipeline's progress bar nor the random state changes."""
-    before = getattr(pipe, "_progress_bar_config", {})
+    """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
+    before, scheduler = getattr(pipe, "_progress_bar_config", {}), pipe.scheduler
     pipe.set_progress_bar_config(**{**before, "disable": True})
+    pipe.scheduler = copy.deepcopy(scheduler)
     try:
         return [
             pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed + i)).images[0] for i, prompt in enumerate(prompts)
         ]
     finally:
-        pipe._progress_bar_config = before
+        pipe._progress_bar_config, pipe.scheduler = before, scheduler
 
 
 def strip(pictures: dict[int, list[Image.Image]]) -> Image.Image:

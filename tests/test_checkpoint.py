@@ -21,7 +21,8 @@ def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
     read = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-4")  # a concept by itself
     torch.testing.assert_close(read.embeddings["text_encoder"], first.embeddings["text_encoder"])
     torch.manual_seed(99)  # no global state plays a part
-    resumed = DTITrainer(sdxl, **settings, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="latest")
+    beside = {"validation_prompt": "a {}", "validation_steps": 4}  # changes no sample
+    resumed = DTITrainer(sdxl, **settings, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="latest", **beside)
     again = resumed.fit(photos)
     assert resumed.history[-1]["step"] == 8
     for component, rows in whole.embeddings.items():
@@ -57,9 +58,13 @@ def test_another_runs_checkpoint_is_refused(sdxl, photos, tmp_path):
     DTITrainer(sdxl, **SETTINGS, max_train_steps=2, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
     sdxl.unload_directional_inversion()
     other = DTITrainer(sdxl, **SETTINGS | {"seed": 1}, output_dir=tmp_path, resume_from_checkpoint="latest")
-    with pytest.raises(ValueError, match="other settings: seed"):
+    with pytest.raises(ValueError, match="other settings: .*<dog> seed"):
         other.fit(photos)
     assert sdxl.directional_inversions == {}
+    for others, captions in ((photos[:2], None), (photos, ["my {}", None, None])):
+        resuming = DTITrainer(sdxl, **SETTINGS, output_dir=tmp_path, resume_from_checkpoint="latest")
+        with pytest.raises(ValueError, match="other settings: <dog> photos"):
+            resuming.fit(others, captions)
     with pytest.raises(OSError, match="not a checkpoint"):
         checkpoint.find(tmp_path, "checkpoint-99")
     assert checkpoint.find(tmp_path / "empty", "latest") is None

@@ -74,7 +74,7 @@ def test_training_is_the_written_method(sdxl, photos):
 
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
     c, family = trainer.config, trainer.family
-    initial = trainer._initial(trainer._initializer_rows())
+    initial = trainer._initial("<dog>", trainer._initializer_rows("dog"))
     crops = diffusers_dti.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
     encoded = family.encode_images(sdxl, [x.pixels for x in crops])
     samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
@@ -159,7 +159,9 @@ def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
     learned = trainer.fit(photos)
     dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
-    assert trainer._initial(trainer._initializer_rows()).scales["text_encoder"].item() == pytest.approx(dog.norm().item())
+    assert trainer._initial("<dog>", trainer._initializer_rows("dog")).scales["text_encoder"].item() == pytest.approx(
+        dog.norm().item()
+    )
     assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
     assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
 
@@ -174,7 +176,7 @@ def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
         assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
         # steps of 2e-4 vanish in bfloat16; 30 of them must not
         trainer = DTITrainer(sdxl, **SETTINGS)
-        start = trainer._initial(trainer._initializer_rows()).directions[component]
+        start = trainer._initial("<dog>", trainer._initializer_rows("dog")).directions[component]
         assert 2e-4 < (v - start).norm() < 30 * 2e-4
     assert {p.dtype for p in sdxl.vae.parameters()} == {dtype}
     assert generate(sdxl, "a <dog>").isfinite().all()
@@ -246,13 +248,13 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
 
     logger.addHandler(caplog.handler)
     try:
-        trainer = DTITrainer(sdxl, resolution=16, max_train_steps=1)
+        learned = DTITrainer(sdxl, resolution=16, max_train_steps=1).fit(photos)
     finally:
         logger.removeHandler(caplog.handler)
     assert "No placeholder_token or initializer_token given" in caplog.text
-    assert trainer.fit(photos).placeholder_token == "<concept>"
-    assert trainer.config.initializer_token == "object"
-    assert DTITrainer(sdxl, learnable_property="style", **{"placeholder_token": "<s>"}).config.initializer_token == "style"
+    assert learned.placeholder_token == "<concept>" and learned.metadata["initializer"] == "object"
+    style = DTITrainer(sdxl, learnable_property="style", placeholder_token="<s>", resolution=16, max_train_steps=1)
+    assert style.fit(photos).metadata["initializer"] == "style"
 
 
 @pytest.mark.parametrize(
@@ -293,8 +295,78 @@ def test_unknown_settings_and_pipelines_are_refused(sdxl):
         DTITrainer(sdxl, resolution=15)
     with pytest.raises(TypeError, match="learning_rat"):
         DTITrainer(sdxl, learning_rat=1)
-    with pytest.raises(ValueError, match="call `fit` first"):
+    with pytest.raises(ValueError, match="no one concept to push"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
+
+
+def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
+    """Each learns what it learns alone, from its own photos, and their losses are kept apart."""
+    own = {"<dog>": photos[:2], "<cat>": photos[2:]}
+    common = SETTINGS | {
+        "placeholder_token": None,
+        "initializer_token": {"<dog>": "dog", "<cat>": "cat"},
+        "max_train_steps": 12,
+    }
+    trainer = DTITrainer(sdxl, **common, output_dir=tmp_path, checkpointing_steps=5)
+    learned = trainer.fit(own)
+    assert list(learned) == ["<dog>", "<cat>"] == list(sdxl.directional_inversions)
+    last = trainer.history[-1]
+    assert last["loss"] == pytest.approx((last["loss/<dog>"] + last["loss/<cat>"]) / 2)
+    for folder in (tmp_path, tmp_path / "checkpoint-10"):
+        assert {p.name for p in folder.iterdir() if p.is_dir()} >= {"dog", "cat"}
+    sdxl.unload_directional_inversion()
+    resumed = DTITrainer(sdxl, **common, output_dir=tmp_path, resume_from_checkpoint="checkpoint-5").fit(own)
+    sdxl.unload_directional_inversion()
+    for word, initializer in common["initializer_token"].items():
+        settings = SETTINGS | {"placeholder_token": word, "initializer_token": initializer, "max_train_steps": 12}
+        alone = DTITrainer(sdxl, **settings).fit(own[word])
+        sdxl.unload_directional_inversion()
+        for component, v in alone.directions.items():
+            torch.testing.assert_close(learned[word].directions[component], v, rtol=0, atol=1e-5)
+            assert torch.equal(resumed[word].directions[component], learned[word].directions[component])
+    with pytest.raises(ValueError, match="With several tokens"):
+        DTITrainer(sdxl, **common).fit(own, captions=["a {}"])
+
+
+def test_training_starts_from_a_concept(sdxl, photos, concept):
+    start = concept(sdxl, "<rex>", vectors=2)
+    learned = DTITrainer(sdxl, **SETTINGS | {"initializer_token": start}, max_train_steps=1).fit(photos)
+    for component, v in start.directions.items():
+        assert learned.directions[component].shape == v.shape
+        assert (learned.directions[component] - v).norm(dim=-1).max() < 0.021
+    assert learned.metadata["initializer"] == "<rex>"
+
+
+def test_callbacks_checkpointing_and_trackers(sdxl, photos, tmp_path, monkeypatch):
+    import accelerate
+
+    plain = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
+    sdxl.unload_directional_inversion()
+    seen, tracked = [], []
+
+    class Tracking:
+        def __init__(self, log_with, project_dir):
+            tracked.append(log_with)
+
+        def init_trackers(self, name, config):
+            tracked.append((name, config["initializer_token"]))
+
+        def log(self, values, step):
+            tracked.append((sorted(values), step))
+
+        def end_training(self):
+            tracked.append("end")
+
+    monkeypatch.setattr(accelerate, "Accelerator", Tracking)
+    settings = SETTINGS | {"max_train_steps": 3, "gradient_checkpointing": True, "report_to": "tensorboard"}
+    trainer = DTITrainer(sdxl, **settings)
+    learned = trainer.fit(
+        photos, callback_on_step_end=lambda t, step: seen.append((t, step, t.pipe.unet.is_gradient_checkpointing))
+    )
+    assert seen == [(trainer, i, True) for i in (1, 2, 3)] and not sdxl.unet.is_gradient_checkpointing
+    assert tracked == ["tensorboard", ("diffusers-dti", "dog"), (["angle", "loss", "norm"], 3), "end"]
+    for component, v in plain.directions.items():
+        torch.testing.assert_close(learned.directions[component], v, rtol=0, atol=1e-6)
 
 
 def test_the_loss_counts_inside_the_mask_alone(sdxl):

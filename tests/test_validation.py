@@ -32,6 +32,17 @@ def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
     assert watched.validation_images[2][0].tobytes() != watched.validation_images[5][0].tobytes()
 
 
+def test_under_model_offload(sdxl, photos):
+    """A pipeline's call ends by switching model offload on again, which must not happen in mid-training."""
+    sdxl.enable_model_cpu_offload(device="cpu")
+    timesteps = sdxl.scheduler.timesteps.clone()
+    hooked = []
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=4, validation_prompt="a {}", validation_steps=2)
+    trainer.fit(photos, callback_on_step_end=lambda t, step: hooked.append(hasattr(t.pipe.unet, "_hf_hook")))
+    assert hooked == [False] * 4 and hasattr(sdxl.unet, "_hf_hook")
+    assert torch.equal(sdxl.scheduler.timesteps, timesteps)
+
+
 def test_the_progress_bar_comes_back(sd):
     sd.set_progress_bar_config(leave=False)
     validation.generate(sd, ["a dog"], 0)

@@ -1,0 +1,61 @@
+"""One concept while it is learned: its samples, its rows in training, and what it has become so far."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import vocabulary
+from .data import Samples
+from .embedding import TrainableRows
+from .inversion import DirectionalInversion
+from .loading import Pair
+from .sphere import angle, unit
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A concept that is loaded in the pipeline, in training."""
+
+    initial: DirectionalInversion
+    samples: Samples
+    rows: dict[str, TrainableRows]  # by component
+    raw: bool  # the rows themselves are trained (classic textual inversion), not their directions
+
+    @classmethod
+    def start(
+        cls, initial: DirectionalInversion, start: Mapping[str, Tensor], samples: Samples, pairs: Mapping[str, Pair], raw: bool
+    ) -> "Learner":
+        """From `start`, (n, d) per component: directions, or raw rows."""
+        rows = {}
+        for component, (tokenizer, encoder) in pairs.items():
+            names = vocabulary.ledger_of(encoder).entries[initial.placeholder_token].names
+            scale = torch.ones(len(names)) if raw else initial.scales[component]
+            ids = tokenizer.convert_tokens_to_ids(names)
+            rows[component] = TrainableRows(ids, start[component], scale).to(encoder.device)
+        return cls(initial, samples, rows, raw)
+
+    @contextmanager
+    def swapped_in(self, pairs: Mapping[str, Pair]) -> Iterator[None]:
+        """While open, the encoders see the rows in training."""
+        with ExitStack() as stack:
+            for component, (_, encoder) in pairs.items():
+                stack.enter_context(self.rows[component].swapped_in(encoder))
+            yield
+
+    def current(self) -> DirectionalInversion:
+        """The concept as it is now."""
+        if self.raw:
+            raw = {component: r().detach() for component, r in self.rows.items()}
+            return DirectionalInversion.from_embeddings(self.initial.placeholder_token, raw, self.initial.metadata)
+        directions = {component: r.direction.detach().cpu().clone() for component, r in self.rows.items()}
+        return replace(self.initial, directions=directions)
+
+    def figures(self) -> dict[str, float]:
+        """Angle to the initializer in degrees, and norm: means over all vectors."""
+        now = {component: r().detach().cpu() for component, r in self.rows.items()}
+        angles = torch.cat([angle(unit(e), self.initial.directions[component]) for component, e in now.items()])
+        norms = torch.cat([torch.linalg.vector_norm(e, dim=-1) for e in now.values()])
+        return {"angle": angles.rad2deg().mean().item(), "norm": norms.mean().item()}

@@ -1,0 +1,74 @@
+"""What a run tells while it runs: the bar, the log, pictures on the way, trackers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from PIL import Image
+
+from . import validation
+from .config import DTIConfig
+
+logger = logging.get_logger(__name__)
+
+LOG_NAME = "train_log.jsonl"
+STRIP_NAME = "validation.png"
+
+
+class Report:
+    """The record of one run, from its first step or from the checkpoint that it goes on from.
+
+    `history` has a dict for each reading: step, loss, angle to the initializer (degrees) and norm; where several concepts are
+    learned at once, each one's own beside the means, as "loss/<dog>".
+    """
+
+    def __init__(self, config: DTIConfig, name: str, step: int, settings: dict[str, Any]):
+        self.folder = None if config.output_dir is None else Path(config.output_dir)
+        self.history: list[dict[str, float]] = []
+        self.images: dict[int, list[Image.Image]] = {}
+        self.accelerator: Any = None
+        self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self.folder / LOG_NAME
+            if log.exists():  # of a run from the start nothing is kept
+                self.history = [x for x in map(json.loads, log.read_text().splitlines()) if x["step"] <= step]
+            log.write_text("".join(json.dumps(x) + "\n" for x in self.history))
+        if config.report_to is not None:
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator(log_with=config.report_to, project_dir=config.output_dir)
+            plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in settings.items()}
+            self.accelerator.init_trackers("diffusers-dti", plain)
+
+    def figures(self, step: int, losses: dict[str, float], others: dict[str, dict[str, float]], skipped: int) -> None:
+        """Take a reading: the mean loss of each concept since the last one, and what else there is of each."""
+        each = {word: {"loss": loss, **others[word]} for word, loss in losses.items()}
+        reading = {"step": step} | {k: sum(x[k] for x in each.values()) / len(each) for k in next(iter(each.values()))}
+        if len(each) > 1:
+            reading |= {f"{k}/{word}": v for word, x in each.items() for k, v in x.items()}
+        if skipped:
+            reading["skipped"] = skipped
+            logger.warning(f"{skipped} row updates left out so far: their gradients were not finite.")
+        self.history.append(reading)
+        self.bar.set_postfix(loss=f"{reading['loss']:.4f}", angle=f"{reading['angle']:.1f}°")
+        if self.folder is not None:
+            with (self.folder / LOG_NAME).open("a") as file:
+                file.write(json.dumps(reading) + "\n")
+        if self.accelerator is not None:
+            self.accelerator.log({k: v for k, v in reading.items() if k != "step"}, step=step)
+
+    def pictures(self, step: int, pipe: Any, prompts: Sequence[str], seed: int) -> None:
+        """Draw the validation prompts, and the strip over steps anew."""
+        with torch.no_grad():
+            self.images[step] = validation.generate(pipe, prompts, seed)
+        if self.folder is not None:
+            validation.strip(self.images).save(self.folder / STRIP_NAME)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.accelerator is not None:
+            self.accelerator.end_training()
