@@ -30,10 +30,9 @@ class Learner:
     ) -> "Learner":
         """From `start`, (n, d) per component: directions, or raw rows."""
         rows = {}
-        for component, (tokenizer, encoder) in pairs.items():
-            names = vocabulary.ledger_of(encoder).entries[initial.placeholder_token].names
-            scale = torch.ones(len(names)) if raw else initial.scales[component]
-            ids = tokenizer.convert_tokens_to_ids(names)
+        for component, (_, encoder) in pairs.items():
+            ids = vocabulary.ledger_of(encoder).entries[initial.placeholder_token].ids
+            scale = torch.ones(len(ids)) if raw else initial.scales[component]
             rows[component] = TrainableRows(ids, start[component], scale).to(encoder.device)
         return cls(initial, samples, rows, raw)
 

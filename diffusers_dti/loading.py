@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ def text_pairs(pipe: Any) -> dict[str, Pair]:
 def rescale(pairs: Mapping[str, Pair], inversion: DirectionalInversion, token_scale: str | float) -> DirectionalInversion:
     """The concept at the vocabulary's "mean", "min" or "max" norm in each encoder, or at a number."""
     if isinstance(token_scale, str):
-        norms = {c: vocabulary.norm_statistic(*pairs[c], token_scale) for c in inversion.scales}
-        return inversion.rescale(norms)
-    if not token_scale > 0:
+        scaled = inversion.rescale({c: vocabulary.norm_statistic(*pairs[c], token_scale) for c in inversion.scales})
+    elif token_scale > 0:
+        scaled = inversion.rescale(token_scale)
+    else:
         raise ValueError(f'token_scale must be "mean", "min", "max" or a positive number, got {token_scale!r}.')
-    return inversion.rescale(token_scale)
+    return replace(scaled, metadata=scaled.metadata | {"scale_rule": token_scale})
 
 
 def load_directional_inversion(
@@ -82,7 +84,9 @@ def load_directional_inversion(
     if token is not None and token.startswith("hf_"):
         raise ValueError("`token` is the placeholder, and this one looks like a Hub credential: give that as `hf_token`.")
     if isinstance(source, DirectionalInversion):
-        inversion = source if token is None else DirectionalInversion(token, source.directions, source.scales, source.metadata)
+        if kwargs:
+            raise TypeError(f"{', '.join(kwargs)} cannot be given with a `DirectionalInversion`, which is in memory already.")
+        inversion = source if token is None else replace(source, placeholder_token=token)
     else:
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
     pooling = pooling or inversion.metadata.get("pooling", "eos")
@@ -90,6 +94,8 @@ def load_directional_inversion(
         raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
 
     pairs = text_pairs(pipe)
+    if len({id(tokenizer) for tokenizer, _ in pairs.values()}) < len(pairs):
+        raise ValueError(f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, a `copy.deepcopy`.")
     fitting = {c: pairs[c] for c in inversion.directions if c in pairs}
     if not fitting:
         raise ValueError(
@@ -99,8 +105,8 @@ def load_directional_inversion(
     if set(fitting) != set(inversion.directions):
         unused = set(inversion.directions) - set(fitting)
         logger.warning(f"{type(pipe).__name__} has no {', '.join(sorted(unused))}: that part of the concept stays unused.")
-        kept = {c: inversion.directions[c] for c in fitting}, {c: inversion.scales[c] for c in fitting}
-        inversion = DirectionalInversion(inversion.placeholder_token, *kept, inversion.metadata)
+        directions, scales = ({c: values[c] for c in fitting} for values in (inversion.directions, inversion.scales))
+        inversion = replace(inversion, directions=directions, scales=scales)
     if set(fitting) != set(pairs):
         missing = ", ".join(sorted(set(pairs) - set(fitting)))
         logger.warning(f"{inversion.placeholder_token} has nothing for {missing}: there it stays an ordinary, unknown word.")
@@ -118,7 +124,9 @@ def load_directional_inversion(
                 vocabulary.add(*pair, component, inversion, pooling)
         except BaseException:
             for pair in added:
-                vocabulary.remove(*pair, inversion.placeholder_token)
+                ledger = vocabulary.ledger_of(pair[1])
+                if ledger and inversion.placeholder_token in ledger.entries:
+                    vocabulary.remove(*pair, inversion.placeholder_token, undo=True)
             raise
         # />
     return inversion
@@ -138,7 +146,10 @@ def directional_inversions(pipe: Any) -> dict[str, DirectionalInversion]:
     for _, encoder in text_pairs(pipe).values():
         ledger = vocabulary.ledger_of(encoder)
         for word, entry in (ledger.entries if ledger else {}).items():
-            found.setdefault(word, entry.inversion)
+            other = found.setdefault(word, entry.inversion)
+            if other is not entry.inversion:  # loaded file by file
+                directions = other.directions | entry.inversion.directions
+                found[word] = replace(other, directions=directions, scales=other.scales | entry.inversion.scales)
     return found
 
 

@@ -110,8 +110,8 @@ class DTITrainer:
                 learners = [self._learner(initial[word], raw[word], photos[word]) for word in photos]
                 self._train(learners, callback_on_step_end)
                 for learner in learners:
-                    for component, pair in self._pairs().items():
-                        vocabulary.set_rows(*pair, component, self.inversions[learner.initial.placeholder_token])
+                    for component, (_, encoder) in self._pairs().items():
+                        vocabulary.set_rows(encoder, component, self.inversions[learner.initial.placeholder_token])
         except BaseException:
             loading.unload_directional_inversion(self.pipe, loaded)
             raise

@@ -4,6 +4,7 @@ What was done to an encoder is kept on the encoder itself (a `Ledger`), not on t
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from . import expansion
 from .inversion import DirectionalInversion
+from .sphere import unit
 
 _LEDGER = "_directional_inversions"
+_TABLE_ROWS = "table_rows_without_concepts"  # in the config while concepts are loaded, so that saved pipelines know too
 
 
 @dataclass
@@ -22,8 +25,10 @@ class Entry:
     """One concept in one table."""
 
     inversion: DirectionalInversion
-    names: list[str]
+    names: list[str]  # its tokens
+    ids: list[int]
     pooling: str
+    adopted: Tensor | None  # the rows that a reopened pipeline had under these tokens already
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Ledger:
 
     table_rows: int  # of the table before the first concept
     vocab_size: int | None  # the config's
+    rowless: frozenset[str]  # tokens that had no row in the table
     entries: dict[str, Entry] = field(default_factory=dict)  # by placeholder, in order of loading
     spare: dict[int, Tensor] = field(default_factory=dict)  # rows without a token that were overwritten
     legacy_eos: list[Any] = field(default_factory=list)  # config and modules whose `eos_token_id` was 2
@@ -82,7 +88,7 @@ def original_rows(tokenizer: Any, encoder: nn.Module) -> Tensor:
             mask[id] = False
     ledger = ledger_of(encoder)
     for entry in ledger.entries.values() if ledger else ():
-        mask[tokenizer.convert_tokens_to_ids(entry.names)] = False
+        mask[entry.ids] = False
     return mask
 
 
@@ -100,92 +106,109 @@ def check(tokenizer: Any, encoder: nn.Module, component: str, inversion: Directi
     """Whether the concept can be added.
 
     Raises:
-        ValueError: for another width, or a placeholder that is taken, unless by the very same rows.
+        ValueError: for another width, or a placeholder that is taken, unless by this very concept in a reopened pipeline.
     """
     rows, weight, word = inversion.embeddings[component], table(encoder), inversion.placeholder_token
     if rows.shape[1] != weight.shape[1]:
+        base = inversion.metadata.get("base_model")
         raise ValueError(
             f"{word} is {rows.shape[1]} wide for {component}, whose embeddings are {weight.shape[1]} wide: it was learned "
-            f"with another model{_base_model(inversion)}."
+            f"with another model{f', {base}' if base else ''}."
         )
     ledger = ledger_of(encoder)
-    names = expansion.names(word, len(rows))
-    known = [n in tokenizer.get_vocab() for n in names]
-    if (ledger and word in ledger.entries) or any(known) or word in tokenizer.get_vocab():
-        adoptable = all(known) and not (ledger and word in ledger.entries)
-        if adoptable:
-            there = weight[tokenizer.convert_tokens_to_ids(names)].detach().cpu()
-            adoptable = torch.equal(there, rows.to(there.dtype))
-        if not adoptable:
-            raise ValueError(
-                f"{word} is in the vocabulary of {component} already. Choose another placeholder with `token`, or unload it "
-                "first."
-            )
+    for other in ledger.entries if ledger else ():
+        if word != other and re.fullmatch(f"{re.escape(min(word, other, key=len))}_\\d+", max(word, other, key=len)):
+            raise ValueError(f"{word} and {other} cannot be loaded together: diffusers takes them for vectors of one token.")
+    if ledger and word in ledger.entries:
+        raise ValueError(
+            f"{word} is loaded already: choose another placeholder (`token`, in training `placeholder_token`), or take it out "
+            f"first by `unload_directional_inversion({word!r})`."
+        )
+    taken = {word, *expansion.names(word, len(rows))} & tokenizer.get_vocab().keys()
+    if taken and _adoptable(tokenizer, encoder, word, rows) is None:
+        raise ValueError(
+            f"{word} is in the vocabulary of {component} already, with another meaning: choose another placeholder (`token`, "
+            "in training `placeholder_token`). What stock `load_textual_inversion` put there, `unload_textual_inversion` takes "
+            "out."
+        )
 
 
-def _base_model(inversion: DirectionalInversion) -> str:
-    name = inversion.metadata.get("base_model")
-    return f", {name}" if name else ""
+def _adoptable(tokenizer: Any, encoder: nn.Module, word: str, rows: Tensor) -> list[int] | None:
+    """The ids under which a reopened pipeline holds this concept already, at whatever precision and scale; else None."""
+    names, vocabulary, weight = expansion.names(word, len(rows)), tokenizer.get_vocab(), table(encoder)
+    ids = [vocabulary.get(n, len(weight)) for n in names]
+    if max(ids) >= len(weight):
+        return None
+    there = weight[ids].detach().float().cpu()
+    return ids if (unit(there) - unit(rows)).abs().max() < 1e-2 else None
 
 
 def add(tokenizer: Any, encoder: nn.Module, component: str, inversion: DirectionalInversion, pooling: str) -> None:
     """Add a checked concept: tokens to the tokenizer, rows to the table, pooling at the real end of the prompt."""
     weight, rows, word = table(encoder), inversion.embeddings[component], inversion.placeholder_token
-    names = expansion.names(word, len(rows))
-    adopted = all(n in tokenizer.get_vocab() for n in names)
+    config, names = _text_config(encoder), expansion.names(word, len(rows))
     ledger = ledger_of(encoder)
     if ledger is None:
-        ledger = Ledger(len(weight), getattr(_text_config(encoder), "vocab_size", None))
+        saved = getattr(config, _TABLE_ROWS, None)
+        own = len(weight) if saved is None else saved
+        rowless = frozenset(t.content for i, t in tokenizer.added_tokens_decoder.items() if i >= len(weight))
+        vocab_size = getattr(config, "vocab_size", None)
+        ledger = Ledger(own, vocab_size if saved is None else saved, rowless)
         setattr(encoder, _LEDGER, ledger)
-    ledger.entries[word] = Entry(inversion, names, pooling)
-    if adopted:  # a saved pipeline reopened: what concepts have at the table's end was never the encoder's own
-        taken = {tokenizer.convert_tokens_to_ids(n) for e in ledger.entries.values() for n in e.names} - ledger.spare.keys()
-        while ledger.table_rows - 1 in taken:
-            ledger.table_rows -= 1
-            ledger.vocab_size = ledger.vocab_size and ledger.vocab_size - 1
-    else:
+        setattr(config, _TABLE_ROWS, own)
+    ids = _adoptable(tokenizer, encoder, word, rows)
+    adopted = None if ids is None else weight[ids].detach().clone()
+    entry = ledger.entries[word] = Entry(inversion, names, ids or [], pooling, adopted)
+    if ids is None:
         expansion.add_tokens(tokenizer, names)
-        ids = tokenizer.convert_tokens_to_ids(names)
-        rows = rows.to(weight)
+        ids = entry.ids = tokenizer.convert_tokens_to_ids(names)
         missing = max(ids) + 1 - len(weight)
         if missing > 0:  # never shrink: tables may be larger than their tokenizers
             _assign(encoder, torch.cat([weight.detach(), weight.detach().new_zeros(missing, weight.shape[1])]), max(ids) + 1)
-        with torch.no_grad():
-            for id, row in zip(ids, rows):
-                if id < ledger.table_rows:
-                    ledger.spare.setdefault(id, table(encoder)[id].detach().clone())
-                table(encoder)[id] = row
+        for id in ids:
+            if id < ledger.table_rows:
+                ledger.spare.setdefault(id, table(encoder)[id].detach().clone())
+    set_rows(encoder, component, inversion)
     if len(names) > 1:
         expansion.expand(tokenizer, word, names)
     _pool(tokenizer, encoder, ledger)
 
 
-def set_rows(tokenizer: Any, encoder: nn.Module, component: str, inversion: DirectionalInversion) -> None:
-    """Give a concept that is loaded new rows: training does so at its end."""
-    entry = ledger_of(encoder).entries[inversion.placeholder_token]
+def set_rows(encoder: nn.Module, component: str, inversion: DirectionalInversion) -> None:
+    """Write a loaded concept's rows; training does so at its end."""
+    entry, weight = ledger_of(encoder).entries[inversion.placeholder_token], table(encoder)
     entry.inversion = inversion
-    weight = table(encoder)
     with torch.no_grad():
-        weight[tokenizer.convert_tokens_to_ids(entry.names)] = inversion.embeddings[component].to(weight)
+        weight[entry.ids] = inversion.embeddings[component].to(weight)
 
 
-def remove(tokenizer: Any, encoder: nn.Module, word: str) -> None:
-    """Take a concept out, as if only the others had ever been added: later tokens move up, with their rows."""
+def remove(tokenizer: Any, encoder: nn.Module, word: str, undo: bool = False) -> None:
+    """Take a concept out, as if only the others had ever been added: later tokens move up, with their rows.
+
+    With `undo` what was adopted stays, as it was before.
+    """
     ledger = ledger_of(encoder)
     entry = ledger.entries.pop(word)
-    vocabulary = tokenizer.get_vocab()
-    gone = sorted(vocabulary[n] for n in entry.names if n in vocabulary)
-    if gone:
-        kept = [i for i in tokenizer.added_tokens_decoder if i not in gone]
-        moved = {i: i - sum(g < i for g in gone) for i in kept if i > gone[0]}
-        _drop_tokens(tokenizer, set(entry.names), moved)
-        rows = table(encoder).detach()
-        total = max([ledger.table_rows, *(moved.get(i, i) + 1 for i in kept)])
+    rows, gone = table(encoder).detach(), sorted(entry.ids)
+    if undo and entry.adopted is not None:
+        rows[entry.ids] = entry.adopted
+    elif gone:
+        names = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.content not in entry.names}
+        others = {i for e in ledger.entries.values() for i in e.ids}
+        kept = others.union(i for n, i in names.items() if n not in ledger.rowless)
+        moved = {i: i - sum(g < i for g in gone) for i in others.union(names.values()) if i > gone[0]}
+        total = max([ledger.table_rows, *(moved.get(i, i) + 1 for i in kept if i < len(rows))])
         new_rows = rows[:total].clone()
         for old, new in moved.items():
-            new_rows[new] = rows[old]
+            if old < len(rows) and new < total:
+                new_rows[new] = rows[old]
         for id in [i for i in ledger.spare if i >= gone[0] and i not in moved.values()]:
-            new_rows[id] = ledger.spare.pop(id)
+            if id < len(new_rows):
+                new_rows[id] = ledger.spare[id]
+            del ledger.spare[id]
+        _drop_tokens(tokenizer, set(entry.names), moved)
+        for other in ledger.entries.values():
+            other.ids = [moved.get(i, i) for i in other.ids]
         if total == len(rows):
             rows.copy_(new_rows)
         else:
@@ -194,10 +217,15 @@ def remove(tokenizer: Any, encoder: nn.Module, word: str) -> None:
     _pool(tokenizer, encoder, ledger)
     if not ledger.entries:
         delattr(encoder, _LEDGER)
+        # of a reopened pipeline other concepts may still be there, waiting to be adopted
+        if entry.adopted is None or len(table(encoder)) == ledger.table_rows:
+            delattr(_text_config(encoder), _TABLE_ROWS)
 
 
 def _drop_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
     """The tokenizer without `names`, other tokens' ids changed as `moved` says."""
+    if not names & tokenizer.get_vocab().keys():
+        return  # another tokenizer than the one they were added to
     if hasattr(tokenizer, "_tokenizer"):
         from tokenizers import Tokenizer
 
@@ -206,6 +234,8 @@ def _drop_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None
         for token in state["added_tokens"]:
             token["id"] = moved.get(token["id"], token["id"])
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
+            tokenizer._wrap_decode_method_backend_tokenizer()
         return
     from transformers.tokenization_utils import Trie  # the slow tokenizers of transformers 4
 

@@ -159,15 +159,127 @@ def test_tied_weights_stay_tied(sd, concept):
     assert len(vocabulary.embedding_modules(encoder)) == 2
 
 
-def test_a_taken_placeholder_is_refused_and_the_same_rows_are_adopted(sdxl, concept):
+def test_a_taken_placeholder_is_refused(sdxl, concept):
     made = concept(sdxl)
     sdxl.load_directional_inversion(made)
     before = states(sdxl)
-    with pytest.raises(ValueError, match=r"<dog> is in the vocabulary.*already"):
+    with pytest.raises(ValueError, match=r"<dog> is loaded already.*unload_directional_inversion\('<dog>'\)"):
         sdxl.load_directional_inversion(made)
-    with pytest.raises(ValueError, match=r"dog</w>|dog is in the vocabulary"):
+    with pytest.raises(ValueError, match=r"dog</w> is in the vocabulary of text_encoder already"):
         sdxl.load_directional_inversion(made, token="dog</w>")
     assert not differing(states(sdxl), before)
+    sdxl.load_textual_inversion({"<stock>": torch.ones(16)})
+    with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes out"):
+        sdxl.load_directional_inversion(made, token="<stock>")
+    with pytest.raises(ValueError, match="<dog>_1 and <dog> cannot be loaded together"):
+        sdxl.load_directional_inversion(made, token="<dog>_1")
+
+
+def reopened(pipe, folder, **kwargs):
+    pipe.save_pretrained(folder)
+    return type(pipe).from_pretrained(folder, **kwargs)
+
+
+def test_adopted_concepts_come_out_one_by_one(sd, concept, tmp_path):
+    before = states(sd)
+    made = [concept(sd), concept(sd, "<b>", vectors=2, seed=3)]
+    for x in made:
+        sd.load_directional_inversion(x)
+    again = reopened(sd, tmp_path)
+    rows = len(vocabulary.table(again.text_encoder))
+    for x in made:
+        again.load_directional_inversion(x)
+        assert len(vocabulary.table(again.text_encoder)) == rows  # nothing was added
+        again.unload_directional_inversion()
+        rows -= x.num_vectors
+        assert rows == len(vocabulary.table(again.text_encoder)) == len(again.tokenizer) == again.text_encoder.config.vocab_size
+    assert not [k for k in differing(states(again), before) if "length" in k or "table" in k or "num_embeddings" in k]
+
+
+def test_adopting_does_not_shrink_a_table_with_spare_rows(sd, concept, tmp_path):
+    rows = len(sd.tokenizer) + 2
+    sd.text_encoder.resize_token_embeddings(rows)
+    made = concept(sd, vectors=2)
+    sd.load_directional_inversion(made)
+    again = reopened(sd, tmp_path)
+    again.load_directional_inversion(made)
+    again.unload_directional_inversion()
+    assert len(vocabulary.table(again.text_encoder)) == rows == again.text_encoder.config.vocab_size
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "another scale", "stock"])
+def test_adoption_at_another_precision_and_scale(sd, concept, tmp_path, how):
+    made = concept(sd)
+    if how == "stock":
+        sd.load_textual_inversion({"<dog>": made.embeddings["text_encoder"][0]})
+    else:
+        sd.load_directional_inversion(made, token_scale="mean" if how == "another scale" else None)
+        if how == "bfloat16":
+            sd.to(torch.bfloat16)
+    again = reopened(sd, tmp_path, torch_dtype=torch.float32)
+    again.load_directional_inversion(made)
+    row = vocabulary.table(again.text_encoder)[again.tokenizer.convert_tokens_to_ids("<dog>")]
+    assert torch.equal(row, made.embeddings["text_encoder"][0])
+
+
+def test_undoing_an_adoption_takes_nothing_out(sdxl, concept, tmp_path, monkeypatch):
+    made = concept(sdxl)
+    sdxl.load_directional_inversion(made)
+    again = reopened(sdxl, tmp_path)
+    before, pool, calls = states(again), vocabulary._pool, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return pool(*args)
+
+    monkeypatch.setattr(vocabulary, "_pool", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again.load_directional_inversion(made, token_scale=2.0)
+    assert not differing(states(again), before)
+
+
+def test_tokens_without_rows(sd, concept):
+    """A tokenizer with more tokens than the table has rows, before loading and after."""
+    sd.tokenizer.add_tokens(["<x>", "<y>"])
+    before = states(sd)
+    sd.load_directional_inversion(concept(sd))
+    sd.unload_directional_inversion()
+    assert not differing(states(sd), before)
+    sd.load_directional_inversion(concept(sd))
+    sd.tokenizer.add_tokens(["<z>"])
+    sd.unload_directional_inversion()
+    sd.tokenizer("a <z>")
+    assert len(vocabulary.table(sd.text_encoder)) == sd.text_encoder.config.vocab_size == before["text_encoder num_embeddings"]
+
+
+def test_another_tokenizer_in_between(sd, concept):
+    before, fresh = states(sd), copy.deepcopy(sd.tokenizer)
+    sd.load_directional_inversion(concept(sd))
+    sd.tokenizer = fresh
+    assert vocabulary.original_rows(fresh, sd.text_encoder).sum() == len(fresh)
+    sd.unload_directional_inversion()
+    assert not differing(states(sd), before)
+
+
+def test_one_tokenizer_for_two_encoders_is_refused(sdxl, concept):
+    sdxl.tokenizer_2 = sdxl.tokenizer
+    with pytest.raises(ValueError, match=r"share one tokenizer.*deepcopy"):
+        sdxl.load_directional_inversion(concept(sdxl))
+
+
+def test_decoding_works_after_unloading(sd, concept, tmp_path):
+    """transformers 4 wraps the fast CLIP tokenizer's decoder when it is made."""
+    from transformers import AutoTokenizer
+
+    sd.tokenizer.save_pretrained(tmp_path)
+    sd.tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = sd.tokenizer("a dog on the beach").input_ids
+    text = sd.tokenizer.decode(ids)
+    sd.load_directional_inversion(concept(sd))
+    sd.unload_directional_inversion()
+    assert sd.tokenizer.decode(ids) == text
 
 
 def test_another_width_is_refused(sdxl, sd, concept):

@@ -107,9 +107,9 @@ class Stage:
             for key, value in saved.items():
                 self.parts[key].load_state_dict(value)
 
-    def tick(self, every: int, **figures: float) -> None:
+    def tick(self, every: int, steps: int, **figures: float) -> None:
         self.step += 1
-        if self.step % every == 0:
+        if self.step % every == 0 or self.step == steps:
             line = {"step": self.step, "seconds": round(time.time() - self.start), **figures}
             with self.log.open("a") as f:
                 f.write(json.dumps(line) + "\n")
@@ -139,7 +139,7 @@ def train_vae(work: Path, steps: int = 3500) -> None:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        stage.tick(100, l1=round(l1.item(), 4), std=round(z.std().item(), 3))
+        stage.tick(100, steps, l1=round(l1.item(), 4), std=round(z.std().item(), 3))
 
 
 def renormalize(embedding: torch.nn.Embedding, norms: torch.Tensor) -> None:
@@ -201,7 +201,7 @@ def train_text(work: Path, steps: int = 1500) -> None:
         schedule.step()
         for e, n in zip(encoders, norms):
             renormalize(e.get_input_embeddings(), n)
-        stage.tick(100, loss=round(loss.item(), 4), right=round(right / total, 4))
+        stage.tick(100, steps, loss=round(loss.item(), 4), right=round(right / total, 4))
 
 
 @torch.no_grad()
@@ -276,7 +276,7 @@ def train_unet(work: Path, steps: int, batch: int = 64) -> None:
         schedule.step()
         ema.update_parameters(unet)
         losses = [*losses[-199:], loss.item()]
-        stage.tick(200, loss=round(sum(losses) / len(losses), 4))
+        stage.tick(200, steps, loss=round(sum(losses) / len(losses), 4))
 
 
 def assemble(work: Path) -> StableDiffusionXLPipeline:
