@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,30 @@ def component_of(name: str) -> str:
     return next((c for c in COMPONENTS if file_name(c) == name), COMPONENTS[0])
 
 
-def write(path: Path, placeholder: str, embeddings: Tensor, header: dict[str, Any]) -> None:
-    """Write `embeddings` (n, d) under the name `placeholder`; `header` becomes the JSON under "dti". Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "dti": json.dumps({"version": VERSION, **header})}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def write(folder: Path, placeholder: str, embeddings: Mapping[str, Tensor], headers: Mapping[str, dict[str, Any]]) -> None:
+    """Write each component's (n, d) under the name `placeholder`; its header becomes the JSON under "dti".
+
+    All files are written before any takes its place, and then those of components that the concept lacks are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[Path, str] = {}
     try:
-        save_file({placeholder: embeddings.detach().float().cpu().contiguous()}, temporary, metadata=metadata)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        for component, rows in embeddings.items():
+            path = folder / file_name(component)
+            handle, written[path] = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+            os.close(handle)
+            metadata = {"format": "pt", "dti": json.dumps({"version": VERSION, **headers[component]})}
+            save_file({placeholder: rows.detach().float().cpu().contiguous()}, written[path], metadata=metadata)
+            os.chmod(written[path], 0o666 & ~_umask())  # mkstemp's files are private
+        while written:
+            path, temporary = next(iter(written.items()))
+            os.replace(temporary, path)
+            del written[path]
+    finally:
+        for temporary in written.values():
+            os.unlink(temporary)
+    for component in set(COMPONENTS) - set(embeddings):
+        (folder / file_name(component)).unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -65,12 +77,21 @@ def read(path: Path) -> tuple[str, Tensor, dict[str, Any] | None]:
         raise ValueError(f"{path} must hold one tensor, named after its placeholder; it holds {sorted(tensors)}.")
     ((placeholder, embeddings),) = tensors.items()
     embeddings = torch.atleast_2d(embeddings).float()
-    header = json.loads(metadata["dti"]) if "dti" in metadata else None
-    if header is not None:
-        if header["version"] > VERSION:
-            raise ValueError(f"{path} is of version {header['version']}, this package reads {VERSION}: update diffusers-dti.")
-        scale = torch.tensor(header["scale"])
-        norms = torch.linalg.vector_norm(embeddings, dim=-1)
-        if scale.shape != norms.shape or ((norms - scale).abs() > 1e-4 * scale.clamp_min(1)).any():
-            raise ValueError(f"{path}: the header's scales {scale.tolist()} are not the norms of its rows, {norms.tolist()}.")
+    header = _header(path, metadata["dti"], torch.linalg.vector_norm(embeddings, dim=-1)) if "dti" in metadata else None
     return placeholder, embeddings, header
+
+
+def _header(path: Path, text: str, norms: Tensor) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+        version, component, scale = header["version"], header["component"], torch.tensor(header["scale"], dtype=torch.float32)
+        if version > VERSION:
+            raise ValueError(f"it is of version {version}, this package reads {VERSION}: update diffusers-dti")
+        if component not in COMPONENTS:
+            raise ValueError(f"there is no component {component!r}, only {', '.join(COMPONENTS)}")
+        # `not <=` catches NaN as well
+        if scale.shape != norms.shape or not ((norms - scale).abs() <= 1e-4 * scale).all():
+            raise ValueError(f"its scales {scale.tolist()} are not the norms of the rows, {norms.tolist()}")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} has a header that cannot be used: {error!s}.") from error
+    return header

@@ -70,10 +70,12 @@ class DirectionalInversion:
 
     # ------------------------------------------------------------------------------------------------ files and the Hub
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write `learned_embeds.safetensors` (and `_2`, `_3`), which stock `load_textual_inversion` reads as well."""
-        for component, rows in self.embeddings.items():
-            header = {"component": component, "scale": self.scales[component].tolist(), **self.metadata}
-            formats.write(Path(save_directory) / formats.file_name(component), self.placeholder_token, rows, header)
+        """Write `learned_embeds.safetensors` (and `_2`, `_3`), which stock `load_textual_inversion` reads as well.
+
+        They replace the folder's earlier concept as a whole.
+        """
+        headers = {c: {"component": c, "scale": m.tolist(), **self.metadata} for c, m in self.scales.items()}
+        formats.write(Path(save_directory), self.placeholder_token, self.embeddings, headers)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload_kwargs: Any) -> str:
         """Create the repository if need be, upload the concept's files and return the commit's address.
@@ -113,6 +115,8 @@ class DirectionalInversion:
         """
         if isinstance(source, Mapping):
             return cls._from_state_dict(source, placeholder_token)
+        if not isinstance(source, str | Path):
+            raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
         files = _local_files(Path(source) / (subfolder or ""), weight_name)
         if files is None:
             files = _hub_files(str(source), weight_name, subfolder, hub_kwargs)
@@ -120,12 +124,13 @@ class DirectionalInversion:
         for path in files:
             name, rows, header = formats.read(path)
             names.append(name)
-            header = dict(header or {})
-            component = header.pop("component", formats.component_of(path.name))
+            component = formats.component_of(path.name) if header is None else header["component"]
+            if component in embeddings:
+                raise ValueError(f"{source}: two of its files are for {component}.")
             embeddings[component] = rows
-            if "scale" in header:
-                scales[component] = torch.tensor(header.pop("scale"))
-            metadata |= {k: v for k, v in header.items() if k != "version"}
+            if header is not None:
+                scales[component] = torch.tensor(header["scale"])
+                metadata |= {k: v for k, v in header.items() if k not in ("version", "component", "scale")}
         if placeholder_token is None and len(set(names)) > 1:
             raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
         read = cls.from_embeddings(placeholder_token or names[0], embeddings, metadata)
@@ -179,17 +184,20 @@ def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
 
 
 def _hub_files(repo_id: str, weight_name: str | None, subfolder: str | None, hub_kwargs: dict[str, Any]) -> list[Path]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, HFValidationError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     names = [weight_name] if weight_name else [formats.file_name(c) for c in formats.COMPONENTS]
+    offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
     files, missing = [], None
     for name in names:
         try:
             files.append(Path(hf_hub_download(repo_id, name, subfolder=subfolder, **hub_kwargs)))
         except HFValidationError as error:
             raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
-        except EntryNotFoundError as error:  # offline too: the second file may not exist
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not offline:
+                raise OSError(f"{repo_id}: {name} could not be asked for, so the concept may not be whole: {error}") from error
             missing = error
     if not files:
         raise OSError(f"{repo_id} has no {' or '.join(names)} that can be had: {missing}") from missing

@@ -88,6 +88,13 @@ def load_directional_inversion(
             raise TypeError(f"{', '.join(kwargs)} cannot be given with a `DirectionalInversion`, which is in memory already.")
         inversion = source if token is None else replace(source, placeholder_token=token)
     else:
+        from inspect import signature
+
+        from huggingface_hub import hf_hub_download
+
+        known = {"weight_name", *signature(hf_hub_download).parameters} - {"repo_id", "filename", "token"}
+        if unknown := kwargs.keys() - known:
+            raise TypeError(f"`load_directional_inversion` has no argument {', '.join(sorted(unknown))}.")
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
     pooling = pooling or inversion.metadata.get("pooling", "eos")
     if pooling not in ("eos", "legacy"):

@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from diffusers_dti import formats
 
 
-def write(path, rows, **header):
-    scale = torch.linalg.vector_norm(rows, dim=-1)
-    formats.write(path, "<dog>", rows, {"component": "text_encoder", "scale": scale.tolist(), **header})
+def write(folder, rows, **header):
+    headers = {c: {"component": c, "scale": torch.linalg.vector_norm(r, dim=-1).tolist(), **header} for c, r in rows.items()}
+    formats.write(folder, "<dog>", rows, headers)
 
 
 def test_the_file_is_one_tensor_with_a_header(tmp_path):
     rows = torch.randn(2, 8)
-    write(tmp_path / "sub" / "learned_embeds.safetensors", rows, initializer="dog")
+    write(tmp_path / "sub", {"text_encoder": rows}, initializer="dog")
     with safe_open(tmp_path / "sub" / "learned_embeds.safetensors", framework="pt") as f:
         assert list(f.keys()) == ["<dog>"] and torch.equal(f.get_tensor("<dog>"), rows)
         metadata = f.metadata()
@@ -27,21 +27,28 @@ def test_the_file_is_one_tensor_with_a_header(tmp_path):
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["learned_embeds.safetensors"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "learned_embeds.safetensors"
-    old = torch.randn(1, 8)
-    write(path, old)
+def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch):
+    old = {"text_encoder": torch.randn(1, 8), "text_encoder_2": torch.randn(1, 8)}
+    write(tmp_path, old)
+    there, save_file = sorted(tmp_path.iterdir()), formats.save_file
 
     def torn(tensors, filename, metadata):
-        with open(filename, "wb") as f:
-            f.write(b"half")
-        raise OSError("no space left on device")
+        if json.loads(metadata["dti"])["component"] == "text_encoder_2":
+            raise OSError("no space left on device")
+        save_file(tensors, filename, metadata)
 
     monkeypatch.setattr(formats, "save_file", torn)
     with pytest.raises(OSError, match="no space"):
-        write(path, torch.randn(1, 8))
-    assert torch.equal(formats.read(path)[1], old)
-    assert list(tmp_path.iterdir()) == [path]
+        write(tmp_path, {c: torch.randn(1, 8) for c in old})
+    assert sorted(tmp_path.iterdir()) == there
+    for path, rows in zip(there, old.values()):
+        assert torch.equal(formats.read(path)[1], rows)
+
+
+def test_a_concept_replaces_the_whole_of_an_earlier_one(tmp_path):
+    write(tmp_path, {"text_encoder": torch.randn(1, 8), "text_encoder_2": torch.randn(1, 8)})
+    write(tmp_path, {"text_encoder_2": torch.randn(1, 8)})
+    assert [p.name for p in tmp_path.iterdir()] == ["learned_embeds_2.safetensors"]
 
 
 def test_plain_diffusers_files_have_no_header(tmp_path):
@@ -69,6 +76,21 @@ def test_unreadable_files_say_why(tmp_path):
     header = json.dumps({"version": formats.VERSION, "component": "text_encoder", "scale": [1.00005]})
     save_file({"<dog>": rows}, path, metadata={"dti": header})
     formats.read(path)  # within 1e-4
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"scale": [1.0]}', '{"version": 1}', "[1]", "{", '{"version": "1", "component": "text_encoder", "scale": [1.0]}',
+        '{"version": 1, "component": "text_encoder", "scale": null}', '{"version": 1, "component": "unet", "scale": [1.0]}',
+        '{"version": 1, "component": "text_encoder", "scale": [NaN]}',
+    ],
+)  # fmt: skip
+def test_headers_that_lie_or_are_torn(tmp_path, header):
+    path = tmp_path / "learned_embeds.safetensors"
+    save_file({"<dog>": torch.nn.functional.normalize(torch.ones(1, 8))}, path, metadata={"dti": header})
+    with pytest.raises(ValueError, match=r"learned_embeds\.safetensors has a header that cannot be used"):
+        formats.read(path)
 
 
 @pytest.mark.parametrize(("component", "name"), [("text_encoder", "learned_embeds"), ("text_encoder_2", "learned_embeds_2")])

@@ -96,6 +96,16 @@ def test_the_hub_is_asked_for_each_file(monkeypatch, tmp_path):
     (tmp_path / "learned_embeds_2.safetensors").unlink()
     with pytest.raises(OSError, match="user/dti-dog has no learned_embeds"):
         DirectionalInversion.from_pretrained("user/dti-dog")
+    from huggingface_hub import constants
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("connection lost")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match="may not be whole: connection lost"):
+        DirectionalInversion.from_pretrained("user/dti-dog")
     monkeypatch.undo()
     with pytest.raises(OSError, match="neither a file or folder"):
         DirectionalInversion.from_pretrained("no/such/folder")

@@ -185,6 +185,31 @@ def test_save_directional_inversion(sdxl, concept, tmp_path):
     assert DirectionalInversion.from_pretrained(tmp_path).placeholder_token == "<cat>"
 
 
+def test_concepts_loaded_file_by_file_are_saved_whole(sdxl, concept, tmp_path):
+    made = concept(sdxl)
+    made.save_pretrained(tmp_path)
+    for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors"):
+        sdxl.load_directional_inversion(tmp_path, weight_name=name)
+    sdxl.save_directional_inversion(tmp_path / "again")
+    again = DirectionalInversion.from_pretrained(tmp_path / "again")
+    for component, rows in made.embeddings.items():
+        assert torch.equal(again.embeddings[component], rows)
+    sdxl.unload_directional_inversion()
+    sdxl.load_directional_inversion(tmp_path, token_scale="max")
+    assert sdxl.directional_inversions["<dog>"].metadata["scale_rule"] == "max"
+
+
+def test_unknown_arguments_are_refused(sd, concept, tmp_path):
+    made = concept(sd)
+    made.save_pretrained(tmp_path)
+    for source, arguments in ((made, {"weight_name": "a"}), (tmp_path, {"scale": "mean"}), (tmp_path, {"tokenizer": 1})):
+        with pytest.raises(TypeError, match=next(iter(arguments))):
+            sd.load_directional_inversion(source, **arguments)
+    with pytest.raises(TypeError, match="One concept at a time"):
+        sd.load_directional_inversion([tmp_path])
+    assert sd.directional_inversions == {}
+
+
 def test_half_precision_pipelines_load(sdxl, concept):
     made = concept(sdxl)
     for dtype in (torch.bfloat16, torch.float16):
