@@ -55,6 +55,7 @@ class DTITrainer:
         self.family = families.find(pipe)
         self._given = replace(config or DTIConfig(), **overrides)
         self.config = self._given.resolved(self.family)
+        self.family.training_scheduler(pipe)
         if self.config.resolution % pipe.vae_scale_factor:
             raise ValueError(
                 f"This pipeline's VAE needs a resolution that is a multiple of {pipe.vae_scale_factor}, got "
@@ -162,7 +163,12 @@ class DTITrainer:
                     raise ValueError(f"The initializer {initializer!r} is no text: give a word for what is on the photos.")
                 with weights_at_hand(encoder):
                     own = vocabulary.table(encoder).detach()[ids].float().cpu()
-            rows[component] = own[[i % len(own) for i in range(c.num_vectors or len(own))]]
+            count = c.num_vectors or len(own)
+            if count < len(own):
+                raise ValueError(
+                    f"The initializer has {len(own)} vectors in {component}: num_vectors must be {len(own)} or more."
+                )
+            rows[component] = own[[i % len(own) for i in range(count)]]
         return rows
 
     def _initial(self, word: str, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
@@ -195,18 +201,33 @@ class DTITrainer:
 
     def _learner(self, initial: DirectionalInversion, raw: dict[str, torch.Tensor], photos: Sequence[Photo]) -> Learner:
         c, pipe, family = self.config, self.pipe, self.family
+        templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
+        captions = [photo.caption for photo in photos]
+        self._check_prompts(initial.placeholder_token, [*templates, *filter(None, captions)])
         crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed, c.random_flip)
         samples = Samples(
             crops,
             family.encode_images(pipe, logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
-            c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES),
-            [photo.caption for photo in photos],
+            templates,
+            captions,
             initial.placeholder_token,
             family.training_scheduler(pipe).config.num_train_timesteps,
             c.seed,
         )
         is_raw = c.method == "ti"
         return Learner.start(initial, raw if is_raw else initial.directions, samples, self._pairs(), is_raw)
+
+    def _check_prompts(self, word: str, prompts: Sequence[str]) -> None:
+        """Whether the whole token fits into the tokenizer's window in each prompt: else it would learn nothing."""
+        for tokenizer, encoder in self._pairs().values():
+            own = set(vocabulary.ledger_of(encoder).entries[word].ids)
+            for prompt in prompts:
+                ids = tokenizer(prompt.replace("{}", word), truncation=True, max_length=tokenizer.model_max_length).input_ids
+                if not own <= set(ids):
+                    raise ValueError(
+                        f"In {prompt!r} the placeholder comes after {tokenizer.model_max_length} tokens, where the prompt is "
+                        "cut: shorten it, or put the placeholder further in front."
+                    )
 
     def _optimizer(self, learners: Sequence[Learner]) -> torch.optim.Optimizer:
         c = self.config

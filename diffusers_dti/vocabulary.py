@@ -135,8 +135,9 @@ def check(tokenizer: Any, encoder: nn.Module, component: str, inversion: Directi
 
 def _adoptable(tokenizer: Any, encoder: nn.Module, word: str, rows: Tensor) -> list[int] | None:
     """The ids under which a reopened pipeline holds this concept already, at whatever precision and scale; else None."""
-    names, vocabulary, weight = expansion.names(word, len(rows)), tokenizer.get_vocab(), table(encoder)
-    ids = [vocabulary.get(n, len(weight)) for n in names]
+    # among added tokens alone: a word of the encoder's own is nobody's concept, whatever its direction
+    added, weight = tokenizer.added_tokens_encoder, table(encoder)
+    ids = [added.get(n, len(weight)) for n in expansion.names(word, len(rows))]
     if max(ids) >= len(weight):
         return None
     there = weight[ids].detach().float().cpu()

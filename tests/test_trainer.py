@@ -209,6 +209,25 @@ def test_overflow_costs_no_step(sdxl, photos, monkeypatch):
         assert (learned.directions[component] - v).norm() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("EDMEulerScheduler", "EDMEulerScheduler with prediction_type 'epsilon'"),
+        ("FlowMatchEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler with prediction_type None"),
+    ],
+)
+def test_schedulers_without_a_known_forward_process(sdxl, scheduler, message):
+    import diffusers
+
+    sdxl.scheduler = getattr(diffusers, scheduler)()
+    with pytest.raises(ValueError, match=message):
+        DTITrainer(sdxl, **SETTINGS)
+    flow = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    sdxl.scheduler = flow
+    with pytest.raises(ValueError, match="'flow_prediction'"):
+        DTITrainer(sdxl, **SETTINGS)
+
+
 def test_several_vectors(sdxl, photos):
     words = DTITrainer(sdxl, **SETTINGS | {"initializer_token": "red toy dog"}, max_train_steps=2).fit(photos)
     assert words.num_vectors == 3
@@ -267,6 +286,9 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
         ({"placeholder_token": "dog</w>"}, None, None, ValueError, "in the vocabulary"),
         ({"initializer_token": " "}, None, None, ValueError, "is no text"),
         ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
+        ({"initializer_token": "red toy dog", "num_vectors": 2}, None, None, ValueError, "num_vectors must be 3 or more"),
+        ({}, None, ["a dog " * 20 + "{}", None, None], ValueError, "comes after 24 tokens"),
+        ({"templates": ["a dog " * 20 + "{}"]}, None, None, ValueError, "shorten it"),
     ],
 )
 def test_errors_come_before_anything_changes(sdxl, photos, change, images, captions, error, message):

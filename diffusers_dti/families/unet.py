@@ -10,10 +10,23 @@ from torch import Tensor
 from ..data import Batch
 from ..offload import in_float32
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
 
 def training_scheduler(pipe: Any) -> DDPMScheduler:
-    """The forward process of the pipeline's scheduler, whatever sampler that is."""
-    return DDPMScheduler.from_config(pipe.scheduler.config)
+    """The forward process of the pipeline's scheduler, whatever sampler that is.
+
+    Raises:
+        ValueError: for schedulers of another kind of process, or of a prediction type that is not known.
+    """
+    config = pipe.scheduler.config
+    if "beta_schedule" not in config or config.get("prediction_type") not in PREDICTION_TYPES:
+        raise ValueError(
+            f"{type(pipe.scheduler).__name__} with prediction_type {config.get('prediction_type')!r} has no forward process "
+            f"that training knows: it needs a `beta_schedule` and one of {', '.join(PREDICTION_TYPES)}. Give the pipeline the "
+            "scheduler that its model was trained with."
+        )
+    return DDPMScheduler.from_config(config)
 
 
 def is_plain_unet(pipe: Any) -> bool:
@@ -35,19 +48,11 @@ def encode_images(pipe: Any, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tens
 
 
 def error(scheduler: DDPMScheduler, prediction: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error of a prediction, weighted where there are masks; a scalar in float32.
-
-    Raises:
-        ValueError: for a prediction type that is not known.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        target = batch.noise
-    elif kind == "v_prediction":
-        target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    elif kind == "sample":
-        target = batch.latents
-    else:
-        raise ValueError(f"The scheduler's prediction_type {kind!r} is not known; it must be epsilon, v_prediction or sample.")
+    """Mean squared error of a prediction, weighted where there are masks; a scalar in float32."""
+    target = {
+        "epsilon": lambda: batch.noise,
+        "v_prediction": lambda: scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps),
+        "sample": lambda: batch.latents,
+    }[scheduler.config.prediction_type]()
     squared = (prediction.float() - target.float()).square()
     return (squared if batch.weights is None else batch.weights * squared).mean()

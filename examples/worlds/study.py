@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
                 args.split, args.ti_rate, args.dti_rates
             )
             for name, job in jobs.items():
-                key = {"split": args.split, "subject": bundle.words(), "seed": seed, "row": name, "steps": args.steps}
+                key = {"split": args.split, "bundle": bundle.words(), "seed": seed, "row": name, "steps": args.steps}
                 if any(key.items() <= d.items() for d in done):
                     continue
                 if isinstance(job, dict):
