@@ -38,8 +38,11 @@ def test_a_wrong_picture_scores_what_it_has_right():
     other = scenes.Bundle(bundle.shape, bundle.fill, "no", "no")
     bare = torch.stack([scenes.draw(scenes.replace(p.scene, bundle=other), 32) for p in asked])
     found = study.scores(bare, asked)
-    # of 8 x 4 subject attributes less 4 changed ones, 16 less 2 are borders and dots; of 36 others both fills are wrong
-    assert found == {"subject": 1 - 14 / 28, "prompt": 1 - 2 / 36}
+    # 8 x 4 subject attributes less 9 changed ones are 23, 10 of them borders and dots; of the 41 others 3 fills are wrong
+    assert found == {"subject": 1 - 10 / 23, "prompt": 1 - 3 / 41}
+    texts = [p.text for p in asked]
+    assert texts[0] == "a large <thing> on the left on a striped pink background"
+    assert texts[5].endswith(f"in the middle a large {asked[5].scene.bundle.fill} <thing> with no border")
 
 
 def test_subjects_are_kept_out_of_pretraining():

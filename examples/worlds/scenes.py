@@ -199,9 +199,10 @@ def _near_names(bundle: Bundle) -> tuple[tuple[str, str], ...]:
 EDITS = {"fill": FILLS, "border": TRIMS, "dot": TRIMS}
 
 
-def edited(noun: str, attribute: str, value: str) -> str:
-    """ "red <noun>", "<noun> with no border": the word wins over what the noun says, as in "a blue ladybug"."""
-    return f"{value} {noun}" if attribute == "fill" else f"{noun} with {value} {attribute}"
+def edited(noun: str, changes: dict[str, str]) -> str:
+    """ "red <noun> with no border": the words win over what the noun says, as in "a blue ladybug"."""
+    trims = " and ".join(f"{value} {attribute}" for attribute, value in changes.items() if attribute != "fill")
+    return " ".join(filter(None, (changes.get("fill"), noun, trims and f"with {trims}")))
 
 
 def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple[str, dict[str, str]]:
@@ -215,7 +216,7 @@ def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple
         named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
     elif how < 0.65 and (near := _near_names(scene.bundle)):
         noun, attribute = rng.choice(near)
-        words.append(edited(noun, attribute, a[attribute]))
+        words.append(edited(noun, {attribute: a[attribute]}))
         named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
     else:
         words += [named["fill"]] if "fill" in named else []

@@ -1,4 +1,4 @@
-"""Methods compared in the world: `python study.py dev` chooses TI's rate and checks gate 4, `python study.py test` reports.
+"""Methods compared in the world: `python study.py dev` chooses TI's rate and is gate 4, `python study.py test` reports.
 
 Every line of the table is the mean over subjects and seeds of two shares: of the subject's attributes, and of the prompt's
 other attributes, that the verifier finds in pictures of `PROMPTS`. Runs are kept in a JSON-lines file and not repeated.
@@ -19,39 +19,37 @@ from diffusers_dti import DTITrainer
 
 TOKEN = "<thing>"
 TI_RATES = (0.001, 0.005, 0.02)  # before `scale_lr`
-# size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes
+# size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes:
+# the chef outfit of this world. Two changes at once were never in a caption of pretraining.
 PROMPTS = (
-    ("large", "on the left", "pink", "striped", False, None),
-    ("small", "on the right", "teal", "plain", False, "fill"),
-    ("large", "at the top", "mint", "checkered", False, None),
-    ("small", "at the bottom", "tan", "striped", False, "border"),
-    ("small", "on the left", "gray", "checkered", True, "dot"),
-    ("large", "in the middle", "brown", "plain", True, "fill"),
-    ("small", "at the top", "pink", "striped", True, None),
-    ("large", "on the right", "teal", "checkered", True, None),
+    ("large", "on the left", "pink", "striped", False, ()),
+    ("small", "on the right", "teal", "plain", False, ("fill",)),
+    ("large", "at the top", "mint", "checkered", False, ()),
+    ("small", "at the bottom", "tan", "striped", False, ("border",)),
+    ("small", "on the left", "gray", "checkered", True, ("dot",)),
+    ("large", "in the middle", "brown", "plain", True, ("fill", "border")),
+    ("small", "at the top", "pink", "striped", True, ("fill", "dot")),
+    ("large", "on the right", "teal", "checkered", True, ("border", "dot")),
 )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the scene it asks for, and which attribute of the subject it changes."""
+    """A text, the scene it asks for, and which attributes of the subject it changes."""
 
     text: str
     scene: Scene
-    edit: str | None
+    edits: tuple[str, ...]
 
 
 def prompts(bundle: Bundle, subject: str | None) -> list[Prompt]:
     """The eight prompts with `subject` in the subject's place (None: its full description)."""
     made = []
-    for size, place, background, pattern, late, edit in PROMPTS:
-        drawn, who = bundle, subject
-        if edit:
-            value = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2] if edit == "fill" else "no"
-            drawn = replace(bundle, **{edit: value})
-            who = subject and scenes.edited(subject, edit, value)
-        scene = Scene(drawn, size, place, background, pattern)
-        made.append(Prompt(scene.caption(who, late), scene, edit))
+    for size, place, background, pattern, late, edits in PROMPTS:
+        other_fill = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2]
+        changes = {edit: other_fill if edit == "fill" else "no" for edit in edits}
+        scene = Scene(replace(bundle, **changes), size, place, background, pattern)
+        made.append(Prompt(scene.caption(subject and scenes.edited(subject, changes), late), scene, edits))
     return made
 
 
@@ -60,7 +58,7 @@ def scores(images: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
     found = {"subject": [], "prompt": []}
     for read, prompt in zip(verifier.read(images), asked, strict=True):
         for attribute, truth in prompt.scene.attributes().items():
-            of_subject = attribute in SUBJECT_ATTRIBUTES and attribute != prompt.edit
+            of_subject = attribute in SUBJECT_ATTRIBUTES and attribute not in prompt.edits
             found["subject" if of_subject else "prompt"].append(read[attribute] == truth)
     return {k: sum(v) / len(v) for k, v in found.items()}
 
@@ -97,22 +95,14 @@ def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, 
     return images, scores(images, asked) | {"norm": norms.mean().item(), "angle": trainer.history[-1]["angle"]}
 
 
-def methods(split: str, ti_rate: float | None, dti_rates: tuple[float, ...]) -> dict[str, dict]:
-    rates = TI_RATES if split == "dev" else (ti_rate,)
-    return {f"TI, rate {r}": {"method": "ti", "learning_rate": r} for r in rates} | {
-        f"DTI, rate {r}": {"learning_rate": r} for r in dti_rates
-    }
-
-
 def run(args: argparse.Namespace) -> None:
     pipe = open_world(args.world)
     subjects = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS}[args.split][args.first : args.first + args.subjects]
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     for bundle in subjects:
         for seed in range(args.seeds):
-            jobs = {"initializer word": bundle.shape, "description in words": None} | methods(
-                args.split, args.ti_rate, args.dti_rates
-            )
+            jobs = {"initializer word": bundle.shape, "description in words": None, "DTI": {}}
+            jobs |= {f"TI, rate {r}": {"method": "ti", "learning_rate": r} for r in TI_RATES}
             for name, job in jobs.items():
                 key = {"split": args.split, "bundle": bundle.words(), "seed": seed, "row": name, "steps": args.steps}
                 if any(key.items() <= d.items() for d in done):
@@ -143,8 +133,6 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--ti-rate", type=float, help="TI's rate, chosen on dev subjects")
-    parser.add_argument("--dti-rates", type=float, nargs="+", default=(0.01,))
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.results.parent.mkdir(parents=True, exist_ok=True)
