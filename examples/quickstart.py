@@ -19,7 +19,7 @@ import scenes
 import study
 from gates import open_world
 
-TILE, LABEL, SCORES, HEADER = 104, 150, 130, 112
+TILE, LABEL, SCORES, HEADER = 108, 150, 130, 112
 
 
 def tile(image: Image.Image) -> Image.Image:
@@ -39,7 +39,7 @@ def sheet(photos: list[Image.Image], prompts: list[str], rows: list[tuple[str, t
     for column, photo in enumerate(photos):
         place(column, 8, photo)
     for column, text in enumerate(prompts):
-        draw.multiline_text((LABEL + column * TILE, TILE + 12), textwrap.fill(text, 17), "black", small, spacing=2)
+        draw.multiline_text((LABEL + column * TILE, TILE + 12), textwrap.fill(text, 16), "black", small, spacing=2)
     for number, (name, images, figures) in enumerate(rows):
         y = TILE + HEADER + number * TILE
         draw.multiline_text((8, y + 12), textwrap.fill(name, 16), "black", font)

@@ -39,7 +39,7 @@ def test_a_wrong_picture_scores_what_it_has_right():
     bare = torch.stack([scenes.draw(scenes.replace(p.scene, bundle=other), 32) for p in asked])
     found = study.scores(bare, asked)
     # 8 x 4 subject attributes less 9 changed ones are 23, 10 of them borders and dots; of the 41 others 3 fills are wrong
-    assert found == {"subject": 1 - 10 / 23, "prompt": 1 - 3 / 41}
+    assert found == pytest.approx({"subject": 1 - 10 / 23, "prompt": 1 - 3 / 41})
     texts = [p.text for p in asked]
     assert texts[0] == "a large <thing> on the left on a striped pink background"
     assert texts[5].endswith(f"in the middle a large {asked[5].scene.bundle.fill} <thing> with no border")
