@@ -52,6 +52,36 @@ def clip_encoder(tokenizer, width, projected=False):
     return encoder
 
 
+def t5_tokenizer(folder, length=24):
+    """Unigram pieces with a leading ▁, as T5's and UMT5's, and </s> at the end."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import AutoTokenizer
+
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [(s, 0.0) for s in special] + [("▁", -3.0)] + [(f"▁{w}", -2.0) for w in WORDS]
+    made = Tokenizer(models.Unigram(pieces + [(c, -6.0) for c in "abcdefghijklmnopqrstuvwxyz<>.,"], unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "T5Tokenizer", "model_max_length": length, "extra_ids": 0}
+    config |= {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def t5_encoder(tokenizer, width, spare_rows=0, umt5=False):
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    config = (UMT5Config if umt5 else T5Config)(
+        vocab_size=len(tokenizer) + spare_rows, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    return (UMT5EncoderModel if umt5 else T5EncoderModel)(config).eval()
+
+
 def build_vae(latent_channels=4):
     from diffusers import AutoencoderKL
 
