@@ -106,3 +106,31 @@ def test_the_gates(world):
     assert min(measured["reconstructions"].values()) >= 0.98
     held = measured["prompts"]
     assert min(held["shape"], held["fill"], held["background"]) >= 0.95 and held["shape, fill, background"] >= 0.90
+
+
+def test_pretraining_runs_from_the_start(tmp_path):
+    """Two steps of each stage, and the folder that comes of it; how well it learns is what the gates measure."""
+    import pretrain_sdxl
+
+    pretrain_sdxl.train_vae(tmp_path, steps=2)
+    pretrain_sdxl.train_text(tmp_path, steps=2)
+    pretrain_sdxl.train_unet(tmp_path, steps=2, batch=4)
+    pretrain_sdxl.train_unet(tmp_path, steps=3, batch=4)  # goes on from the checkpoint
+    pretrain_sdxl.export(tmp_path, tmp_path / "world")
+    made = gates.open_world(tmp_path / "world")
+    assert gates.generate(made, ["a large red star"]).shape == (1, 3, 32, 32)
+    assert len(made.tokenizer) == len(gates.open_world().tokenizer)
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
+    """With less of everything."""
+    monkeypatch.setattr("sys.argv", ["gates.py", "--prompts", "4"])
+    gates.main()
+    assert "norms of text_encoder_2, 914 rows" in capsys.readouterr().out
+    few = ["--subjects", "1", "--seeds", "1", "--steps", "2", "--results", str(tmp_path / "out" / "study.jsonl")]
+    for _ in range(2):  # the second time from the results kept
+        monkeypatch.setattr("sys.argv", ["study.py", "test", *few])
+        study.main()
+        table = capsys.readouterr().out
+        assert table.count("\n| ") == 6 and "| DTI | " in table
+    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 6
