@@ -9,7 +9,10 @@ import functools
 import re
 from typing import Any
 
+from diffusers.utils import logging
 from transformers import AddedToken
+
+logger = logging.get_logger(__name__)
 
 _WORDS = "_directional_expansions"
 
@@ -70,6 +73,14 @@ class _Expands:
 
     def tokenize(self, text: Any, *args: Any, **kwargs: Any) -> Any:
         return super().tokenize(_expanded(text, self.__dict__[_WORDS]), *args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        words = ", ".join(self.__dict__[_WORDS])
+        logger.warning(
+            f"{words}: of concepts with several vectors the vectors are saved, but not what the placeholder stands for. After "
+            "reopening, load them again by `load_directional_inversion`, which finds its vectors and adds nothing."
+        )
+        return super().save_pretrained(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         """Copies and pickles by the class that can be imported."""

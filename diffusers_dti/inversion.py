@@ -35,6 +35,8 @@ class DirectionalInversion:
     def __post_init__(self) -> None:
         if not self.placeholder_token or self.placeholder_token != self.placeholder_token.strip():
             raise ValueError(f"The placeholder token must be a word such as '<dog>', got {self.placeholder_token!r}.")
+        if self.placeholder_token.startswith("hf_"):
+            raise ValueError("A placeholder that starts with hf_ looks like a Hub credential: give that as `hf_token`.")
         if not self.directions or self.directions.keys() != self.scales.keys():
             raise ValueError(f"Needs a scale for every direction: {sorted(self.directions)} and {sorted(self.scales)}.")
         for component, v in self.directions.items():

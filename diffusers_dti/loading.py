@@ -81,7 +81,7 @@ def load_directional_inversion(
     Raises:
         ValueError: for a concept that does not fit, or a placeholder that is taken; the pipeline is then as it was.
     """
-    if token is not None and token.startswith("hf_"):
+    if token is not None and token.startswith("hf_"):  # before it is sent anywhere or written in a message
         raise ValueError("`token` is the placeholder, and this one looks like a Hub credential: give that as `hf_token`.")
     if isinstance(source, DirectionalInversion):
         if kwargs:

@@ -95,7 +95,7 @@ def _open(source: ImageInput) -> Image.Image:
             image = Image.open(source)
             image.load()
         except (UnidentifiedImageError, FileNotFoundError, IsADirectoryError, OSError) as error:
-            raise OSError(f"{source} is not a picture that can be opened: {error}") from error
+            raise OSError(f"{source} is not a picture that can be opened, replace it or take it out: {error}") from error
     image = ImageOps.exif_transpose(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+GAP = 4  # pixels between pictures
+
 
 def generate(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
     """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
@@ -24,15 +26,17 @@ def generate(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
 
 def strip(pictures: dict[int, list[Image.Image]]) -> Image.Image:
     """One column for each step, one row for each prompt."""
-    width, height = next(iter(pictures.values()))[0].size
-    font, header = ImageFont.load_default(max(10, height // 16)), max(14, height // 12)
-    rows = len(next(iter(pictures.values())))
-    sheet = Image.new("RGB", (len(pictures) * width, header + rows * height), "white")
+    first = next(iter(pictures.values()))
+    scale = -(-96 // first[0].width)  # tiny pictures are enlarged, so that the steps can be read
+    width, height = (side * scale + GAP for side in first[0].size)
+    font, header = ImageFont.load_default(max(12, height // 16)), max(16, height // 12)
+    sheet = Image.new("RGB", (len(pictures) * width, header + len(first) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (step, images) in enumerate(pictures.items()):
         draw.text((column * width + 2, 1), f"step {step}", "black", font)
         for row, image in enumerate(images):
-            sheet.paste(image, (column * width, header + row * height))
+            enlarged = image.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (column * width, header + row * height))
     return sheet
 
 

@@ -49,3 +49,24 @@ def test_every_family_learns(name, request, photos):
     trainer = DTITrainer(pipe, **settings, max_train_steps=60)
     trainer.fit(photos)
     assert trainer.history[-1]["loss"] < trainer.history[0]["loss"] and trainer.history[-1]["angle"] > 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LCMScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "TCDScheduler",
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "beta_end": 0.02}])
+def test_the_forward_process_is_the_schedulers(sdxl, name, settings):
+    """Whatever sampler a pipeline has: Turbo's, LCM's, a v-prediction model's."""
+    import diffusers
+
+    sdxl.scheduler = getattr(diffusers, name).from_config(sdxl.scheduler.config, **settings)
+    made = families.find(sdxl).training_scheduler(sdxl)
+    assert torch.equal(made.alphas_cumprod, sdxl.scheduler.alphas_cumprod)
+    assert made.config.prediction_type == settings.get("prediction_type", "epsilon")

@@ -151,6 +151,27 @@ def test_from_pipe_shares_what_is_loaded(sdxl, concept):
     assert sdxl.directional_inversions == {}
 
 
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_other_pipelines_of_the_same_parts_draw_the_token(pipe, kind, concept):
+    from PIL import Image
+
+    other = getattr(diffusers, type(pipe).__name__.removesuffix("Pipeline") + kind + "Pipeline").from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    other.load_directional_inversion(concept(pipe, vectors=3))
+    names = "".join(vocabulary.ledger_of(pipe.text_encoder).entries["<dog>"].names)
+    inputs = {"image": Image.new("RGB", (16, 16), "red"), "strength": 1.0, "num_inference_steps": 2, "output_type": "np"}
+    if kind == "Inpaint":
+        inputs |= {"mask_image": Image.new("L", (16, 16), 255), "height": 16, "width": 16}
+
+    def draw(prompt, **more):
+        return torch.tensor(other(prompt, generator=torch.Generator().manual_seed(0), **inputs, **more).images)
+
+    picture = draw(["a <dog> on the beach"])
+    assert torch.equal(picture, draw(f"a {names} on the beach"))
+    assert not torch.equal(picture, draw("a dog on the beach"))
+    assert not torch.equal(draw("a cat", negative_prompt="<dog>"), draw("a cat"))
+
+
 def test_save_and_reopen(sdxl, concept, tmp_path):
     """A pipeline saved with tokens in it keeps single vectors; loading the same concept again adopts its rows."""
     single, several = concept(sdxl), concept(sdxl, "<rex>", vectors=2, seed=5)

@@ -391,6 +391,21 @@ def test_callbacks_checkpointing_and_trackers(sdxl, photos, tmp_path, monkeypatc
         torch.testing.assert_close(learned.directions[component], v, rtol=0, atol=1e-6)
 
 
+def test_tensorboard(sdxl, photos, tmp_path):
+    """The real tracker: its own reader finds the figures of the log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=12, output_dir=tmp_path, report_to="tensorboard")
+    trainer.fit(photos)
+    (events,) = (
+        p for p in tmp_path.rglob("events.out.tfevents.*") if p.stat().st_size > 0 and p.parent.name == "diffusers-dti"
+    )
+    read = EventAccumulator(str(events)).Reload()
+    for name in ("loss", "angle", "norm"):
+        logged = [(e.step, pytest.approx(e.value)) for e in read.Scalars(name)]
+        assert [(x["step"], x[name]) for x in trainer.history] == logged
+
+
 def test_the_loss_counts_inside_the_mask_alone(sdxl):
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 8, 16))

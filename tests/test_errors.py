@@ -1,0 +1,143 @@
+"""What goes wrong in the first week, and what is said then: one clear error that names the cure, the pipeline unchanged."""
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from test_trainer import everything, same
+from test_vocabulary import differing, states
+
+from diffusers_dti import DTITrainer
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
+
+TABLE = {
+    "an empty folder": (
+        {},
+        "empty",
+        "ValueError: empty has no pictures (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
+        "3 to 6 photos.",
+    ),
+    "a broken picture": (
+        {},
+        "broken",
+        "OSError: broken/0.png is not a picture that can be opened, replace it or take it out: cannot identify image file "
+        "'broken/0.png'",
+    ),
+    "a placeholder that is a word": (
+        {"placeholder_token": "dog</w>"},
+        "photos",
+        "ValueError: dog</w> is in the vocabulary of text_encoder already, with another meaning: choose another placeholder "
+        "(`token`, in training `placeholder_token`). What stock `load_textual_inversion` put there, `unload_textual_inversion` "
+        "takes out.",
+    ),
+    "a placeholder that is loaded": (
+        {"placeholder_token": "<cat>"},
+        "photos",
+        "ValueError: <cat> is loaded already: choose another placeholder (`token`, in training `placeholder_token`), or take "
+        "it out first by `unload_directional_inversion('<cat>')`.",
+    ),
+    "an empty initializer": (
+        {"initializer_token": " "},
+        "photos",
+        "ValueError: The initializer ' ' is no text: give a word for what is on the photos.",
+    ),
+    "a resolution the VAE cannot take": (
+        {"resolution": 15},
+        "photos",
+        "ValueError: This pipeline's VAE needs a resolution that is a multiple of 2, got 15: 14 would do.",
+    ),
+    "a Hub credential as placeholder": (
+        {"placeholder_token": "hf_secret"},
+        "photos",
+        "ValueError: A placeholder that starts with hf_ looks like a Hub credential: give that as `hf_token`.",
+    ),
+    "0 steps": ({"max_train_steps": 0}, "photos", "ValueError: max_train_steps must be at least 1, got 0."),
+    "captions without a place": (
+        {"templates": ["a photo"]},
+        "photos",
+        'ValueError: Every template needs a "{}" where the placeholder goes.',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_what_is_said(case, sdxl, concept, photos, tmp_path, monkeypatch):
+    settings, folder, message = TABLE[case]
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken", "photos"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "0.png").write_bytes(b"png?")
+    for i, photo in enumerate(photos):
+        photo.save(tmp_path / "photos" / f"{i}.png")
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
+    before, vocabulary_before = everything(sdxl), states(sdxl)
+    with pytest.raises((ValueError, OSError)) as caught:
+        DTITrainer(sdxl, **SETTINGS | settings).fit(folder)
+    said = f"{'OSError' if isinstance(caught.value, OSError) else 'ValueError'}: {caught.value}"
+    print(f"{case}: {said}")
+    assert said == message
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+    assert "secret" not in said
+
+
+def test_an_initializer_of_unknown_letters(tmp_path):
+    from conftest import t5_tokenizer
+
+    pipe = object.__new__(DTITrainer)
+    pipe.config = type("Config", (), {"num_vectors": None})
+    tokenizer = t5_tokenizer(tmp_path / "t")
+    pipe._pairs = lambda: {"text_encoder": (tokenizer, torch.nn.Module())}
+    with pytest.raises(ValueError, match="犬.*is no text"):
+        pipe._initializer_rows("犬")
+
+
+def test_an_unsupported_pipeline():
+    pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
+    with pytest.raises(ValueError, match=r"Training is supported for SDXL, .*; DDPMPipeline is none of them"):
+        DTITrainer(pipe)
+
+
+def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
+    from diffusers_dti.expansion import logger
+
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
+    sdxl.load_directional_inversion(concept(sdxl, "<rex>", vectors=2))
+    logger.addHandler(caplog.handler)
+    try:
+        sdxl.save_pretrained(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "<rex>: of concepts with several vectors" in caplog.text and "<cat>" not in caplog.text
+
+
+def test_no_table_is_made_in_a_step(sdxl):
+    """Over all operations of three steps, forward and backward, with large vocabularies."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    rows, largest, dtypes = 60_000, [], set()
+    for encoder in (sdxl.text_encoder, sdxl.text_encoder_2):
+        encoder.resize_token_embeddings(rows)
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tensors = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, torch.Tensor)]
+            dtypes.update(x.dtype for x in tensors)
+            if func.__name__ != "detach.default":  # no memory of its own
+                largest.append(max((x.numel() for x in tensors), default=0))
+            return out
+
+    counting = Count()
+    trainer = DTITrainer(sdxl, **SETTINGS | {"max_train_steps": 4})
+
+    def callback(trainer, step):
+        if step == 1:
+            counting.__enter__()
+        if step == 4:
+            counting.__exit__(None, None, None)
+
+    trainer.fit([Image.new("RGB", (16, 16))], callback_on_step_end=callback)
+    print(f"{len(largest)} operations in three steps, the largest result has {max(largest)} numbers; a table has {rows * 16}")
+    assert len(largest) > 1000 and max(largest) < rows
+    assert torch.float64 not in dtypes  # which MPS does not have
