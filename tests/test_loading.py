@@ -1,6 +1,8 @@
 """The loader on whole pipelines, against diffusers' own."""
 
 import copy
+import subprocess
+import sys
 
 import diffusers
 import pytest
@@ -193,6 +195,41 @@ def test_save_and_reopen(sdxl, concept, tmp_path):
     for component, (tokenizer, encoder) in text_pairs(reopened).items():
         assert len(tokenizer) == before[f"{component} length"] == len(vocabulary.table(encoder))
         assert vocabulary.table(encoder).detach().view(torch.uint8).numpy().tobytes() == before[f"{component} table"]
+
+
+def test_stock_diffusers_reopens_a_saved_pipeline(sdxl, concept, tmp_path):
+    """In a process that never imports this package."""
+    made = concept(sdxl)
+    sdxl.load_directional_inversion(made)
+    sdxl.save_pretrained(tmp_path)
+    script = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+assert "diffusers_dti" not in sys.modules and not hasattr(pipe, "load_directional_inversion")
+(id,) = pipe.tokenizer_2("<dog>", add_special_tokens=False).input_ids
+row = pipe.text_encoder_2.get_input_embeddings().weight[id].detach()
+torch.save((row, pipe.encode_prompt("a <dog> on the beach")[2].detach()), sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path, tmp_path / "out.pt"], check=True, capture_output=True, cwd=tmp_path)
+    row, pooled = torch.load(tmp_path / "out.pt")
+    assert torch.equal(row, made.embeddings["text_encoder_2"][0])
+    # the pooling at the prompt's end is kept as well
+    torch.testing.assert_close(pooled, sdxl.encode_prompt("a <dog> on the beach")[2], rtol=0, atol=1e-5)
+
+
+def test_the_refiner_takes_what_is_for_it(sdxl, concept, caplog):
+    made = concept(sdxl)
+    refiner = StableDiffusionXLImg2ImgPipeline(**sdxl.components | {"text_encoder": None, "tokenizer": None})
+    logger = diffusers_dti.loading.logger
+    logger.addHandler(caplog.handler)
+    try:
+        loaded = refiner.load_directional_inversion(made)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert list(loaded.directions) == ["text_encoder_2"]
+    assert "StableDiffusionXLImg2ImgPipeline has no text_encoder: that part of the concept stays unused" in caplog.text
+    assert torch.equal(rows_in(refiner, "text_encoder_2"), made.embeddings["text_encoder_2"][0])
 
 
 def test_save_directional_inversion(sdxl, concept, tmp_path):

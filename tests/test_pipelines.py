@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -96,4 +97,7 @@ def test_load_and_unload(name, parts, concept):
 
 def test_many_pipelines_are_covered():
     assert len(PIPELINES) > 100
+    assert set(PIPELINES) <= set(
+        re.findall(r"\w+Pipeline\b", (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text())
+    )
     assert {"StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "PixArtSigmaPipeline"} <= set(PIPELINES)
