@@ -236,7 +236,7 @@ class DTITrainer:
             parameters = [r.direction for x in learners for r in x.rows.values()]
             return torch.optim.AdamW(parameters, lr=c.effective_learning_rate, weight_decay=1e-2)
         groups = [
-            {"params": [r.direction], "prior": x.initial.directions[component]}
+            {"params": [r.direction], "prior": x.initial.directions[component].to(r.direction.device)}
             for x in learners
             for component, r in x.rows.items()
         ]
@@ -246,7 +246,7 @@ class DTITrainer:
     def _train(self, learners: Sequence[Learner], callback: Callable[["DTITrainer", int], None] | None) -> None:
         c, pipe = self.config, self.pipe
         words = [x.initial.placeholder_token for x in learners]
-        optimizer = self._optimizer(learners)
+        optimizer, scheduler = self._optimizer(learners), self.family.training_scheduler(pipe)
         settings = {}
         for word, learner in zip(words, learners):
             own = json.loads(json.dumps(learner.initial.metadata["training"])) | {"photos": learner.samples.digest()}
@@ -267,7 +267,7 @@ class DTITrainer:
                 stack.enter_context(learner.swapped_in(self._pairs()))
             try:
                 while step < c.max_train_steps:
-                    losses = self._accumulate(learners, step, scaler)
+                    losses = self._accumulate(learners, step, scheduler, scaler)
                     scaler.unscale_(optimizer)
                     scaler.step(optimizer)
                     optimizer.zero_grad(set_to_none=True)
@@ -297,10 +297,9 @@ class DTITrainer:
                 raise
         self.inversions = {w: x.current() for w, x in zip(words, learners)}
 
-    def _accumulate(self, learners: Sequence[Learner], step: int, scaler: torch.amp.GradScaler) -> torch.Tensor:
+    def _accumulate(self, learners: Sequence[Learner], step: int, scheduler: Any, scaler: torch.amp.GradScaler) -> torch.Tensor:
         """One step's gradients, averaged over accumulated batches; returns each concept's mean loss."""
         c, pipe, family = self.config, self.pipe, self.family
-        scheduler = family.training_scheduler(pipe)
         autocast = contextlib.nullcontext()
         if c.mixed_precision == "bf16":
             autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
