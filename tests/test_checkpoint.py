@@ -18,6 +18,9 @@ def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
     first = DTITrainer(sdxl, **settings, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
     sdxl.unload_directional_inversion()
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    early = sdxl.load_directional_inversion(tmp_path / "checkpoint-2", token="<early>")  # a snapshot that may be chosen
+    assert not torch.equal(early.embeddings["text_encoder"], first.embeddings["text_encoder"])
+    sdxl.unload_directional_inversion()
     read = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-4")  # a concept by itself
     torch.testing.assert_close(read.embeddings["text_encoder"], first.embeddings["text_encoder"])
     torch.manual_seed(99)  # no global state plays a part

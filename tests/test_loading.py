@@ -218,6 +218,22 @@ torch.save((row, pipe.encode_prompt("a <dog> on the beach")[2].detach()), sys.ar
     torch.testing.assert_close(pooled, sdxl.encode_prompt("a <dog> on the beach")[2], rtol=0, atol=1e-5)
 
 
+def test_from_single_file(sdxl, concept, tmp_path):
+    """The pipeline's own parts handed over: converting weights of the original format is diffusers' business."""
+    from safetensors.torch import save_file
+
+    sdxl.save_pretrained(tmp_path / "config")
+    marks = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "model.diffusion_model.out.0.bias")
+    save_file({name: torch.zeros(1) for name in marks}, tmp_path / "one.safetensors")
+    parts = {k: v for k, v in sdxl.components.items() if v is not None}
+    pipe = type(sdxl).from_single_file(str(tmp_path / "one.safetensors"), config=str(tmp_path / "config"), **parts)
+    pipe.set_progress_bar_config(disable=True)
+    made = concept(pipe, vectors=2)
+    pipe.load_directional_inversion(made)
+    names = "".join(vocabulary.ledger_of(pipe.text_encoder).entries["<dog>"].names)
+    assert torch.equal(generate(pipe, "a <dog>"), generate(pipe, f"a {names}"))
+
+
 def test_the_refiner_takes_what_is_for_it(sdxl, concept, caplog):
     made = concept(sdxl)
     refiner = StableDiffusionXLImg2ImgPipeline(**sdxl.components | {"text_encoder": None, "tokenizer": None})
