@@ -17,6 +17,7 @@ from PIL import Image
 from . import checkpoint, families, loading, validation, vocabulary
 from .config import DTIConfig
 from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
+from .initializer import initializer_rows
 from .inversion import DirectionalInversion
 from .learner import Learner
 from .offload import checkpointed, frozen, weights_at_hand
@@ -100,7 +101,7 @@ class DTITrainer:
             photos = {word: load_photos(own) for word, own in images.items()}
         else:
             photos = {self._placeholder(): load_photos(images, captions, masks)}
-        raw = {word: self._initializer_rows(self._initializer(word)) for word in photos}
+        raw = {word: initializer_rows(self._pairs(), self._initializer(word), self.config.num_vectors) for word in photos}
         initial = {word: self._initial(word, rows) for word, rows in raw.items()}
         loaded: list[str] = []
         try:
@@ -146,30 +147,6 @@ class DTITrainer:
     def _initializer(self, word: str) -> str | DirectionalInversion:
         given = self.config.initializer_token
         return (given.get(word) if isinstance(given, Mapping) else given) or self.config.learnable_property
-
-    def _initializer_rows(self, initializer: str | DirectionalInversion) -> dict[str, torch.Tensor]:
-        """The initializer's own rows, (n, d) float32 per component."""
-        c, rows = self.config, {}
-        for component, (tokenizer, encoder) in self._pairs().items():
-            if isinstance(initializer, DirectionalInversion):
-                if component not in initializer.directions:
-                    raise ValueError(
-                        f"The concept to start from, {initializer.placeholder_token}, has nothing for {component}."
-                    )
-                own = initializer.embeddings[component]
-            else:
-                ids = tokenizer(initializer, add_special_tokens=False).input_ids
-                if not ids or tokenizer.unk_token_id in set(ids) - {tokenizer.eos_token_id, tokenizer.pad_token_id}:
-                    raise ValueError(f"The initializer {initializer!r} is no text: give a word for what is on the photos.")
-                with weights_at_hand(encoder):
-                    own = vocabulary.table(encoder).detach()[ids].float().cpu()
-            count = c.num_vectors or len(own)
-            if count < len(own):
-                raise ValueError(
-                    f"The initializer has {len(own)} vectors in {component}: num_vectors must be {len(own)} or more."
-                )
-            rows[component] = own[[i % len(own) for i in range(count)]]
-        return rows
 
     def _initial(self, word: str, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
         """The initializer's directions, at the scale that the method starts from."""

@@ -81,17 +81,6 @@ def test_what_is_said(case, sdxl, concept, photos, tmp_path, monkeypatch):
     assert "secret" not in said
 
 
-def test_an_initializer_of_unknown_letters(tmp_path):
-    from conftest import t5_tokenizer
-
-    pipe = object.__new__(DTITrainer)
-    pipe.config = type("Config", (), {"num_vectors": None})
-    tokenizer = t5_tokenizer(tmp_path / "t")
-    pipe._pairs = lambda: {"text_encoder": (tokenizer, torch.nn.Module())}
-    with pytest.raises(ValueError, match="犬.*is no text"):
-        pipe._initializer_rows("犬")
-
-
 def test_an_unsupported_pipeline():
     pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
     with pytest.raises(ValueError, match=r"Training is supported for SDXL, .*; DDPMPipeline is none of them"):

@@ -14,10 +14,15 @@ from test_vocabulary import differing, states
 import diffusers_dti.trainer
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer, vocabulary
 from diffusers_dti.data import Samples
+from diffusers_dti.initializer import initializer_rows
 from diffusers_dti.loading import text_pairs
 from diffusers_dti.photos import Photo
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+def initial_of(trainer):
+    return trainer._initial("<dog>", initializer_rows(text_pairs(trainer.pipe), "dog", None))
 
 
 def everything(pipe):
@@ -74,7 +79,7 @@ def test_training_is_the_written_method(sdxl, photos):
 
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
     c, family = trainer.config, trainer.family
-    initial = trainer._initial("<dog>", trainer._initializer_rows("dog"))
+    initial = initial_of(trainer)
     crops = diffusers_dti.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
     encoded = family.encode_images(sdxl, [x.pixels for x in crops])
     samples = Samples(crops, encoded, diffusers_dti.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
@@ -159,9 +164,7 @@ def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
     learned = trainer.fit(photos)
     dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
-    assert trainer._initial("<dog>", trainer._initializer_rows("dog")).scales["text_encoder"].item() == pytest.approx(
-        dog.norm().item()
-    )
+    assert initial_of(trainer).scales["text_encoder"].item() == pytest.approx(dog.norm().item())
     assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
     assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
 
@@ -176,7 +179,7 @@ def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
         assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
         # steps of 2e-4 vanish in bfloat16; 30 of them must not
         trainer = DTITrainer(sdxl, **SETTINGS)
-        start = trainer._initial("<dog>", trainer._initializer_rows("dog")).directions[component]
+        start = initial_of(trainer).directions[component]
         assert 2e-4 < (v - start).norm() < 30 * 2e-4
     assert {p.dtype for p in sdxl.vae.parameters()} == {dtype}
     assert generate(sdxl, "a <dog>").isfinite().all()

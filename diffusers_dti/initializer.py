@@ -1,0 +1,43 @@
+"""Where training starts: the rows of a word, or of a concept."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from . import vocabulary
+from .inversion import DirectionalInversion
+from .loading import Pair
+from .offload import weights_at_hand
+
+
+def initializer_rows(
+    pairs: Mapping[str, Pair], initializer: str | DirectionalInversion, num_vectors: int | None
+) -> dict[str, Tensor]:
+    """The initializer's own rows, (n, d) float32 per component: a word's, one for each of its tokens, or a concept's.
+
+    Args:
+        pairs: tokenizer and encoder by component.
+        initializer: the word or words, or a concept.
+        num_vectors: n; where it is more than the initializer has, its rows are taken in turn.
+
+    Raises:
+        ValueError: for words that an encoder does not know, a concept that lacks a component, or too small a `num_vectors`.
+    """
+    rows = {}
+    for component, (tokenizer, encoder) in pairs.items():
+        if isinstance(initializer, DirectionalInversion):
+            if component not in initializer.directions:
+                raise ValueError(f"The concept to start from, {initializer.placeholder_token}, has nothing for {component}.")
+            own = initializer.embeddings[component]
+        else:
+            ids = tokenizer(initializer, add_special_tokens=False).input_ids
+            # CLIP's unknown token is its end token; every text has its bytes in CLIP's vocabulary
+            if not ids or tokenizer.unk_token_id in set(ids) - {tokenizer.eos_token_id, tokenizer.pad_token_id}:
+                raise ValueError(f"The initializer {initializer!r} is no text: give a word for what is on the photos.")
+            with weights_at_hand(encoder):
+                own = vocabulary.table(encoder).detach()[ids].float().cpu()
+        count = num_vectors or len(own)
+        if count < len(own):
+            raise ValueError(f"The initializer has {len(own)} vectors in {component}: num_vectors must be {len(own)} or more.")
+        rows[component] = own[[i % len(own) for i in range(count)]]
+    return rows
