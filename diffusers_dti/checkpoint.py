@@ -20,9 +20,11 @@ STATE = "training_state.safetensors"
 
 def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) -> None:
     """One concept into the folder itself, several into a folder each, named after their placeholders."""
+    names: list[str] = []
     for number, concept in enumerate(concepts):
         name = re.sub(r"\W", "", concept.placeholder_token) or str(number)
-        concept.save_pretrained(Path(folder) / name if len(concepts) > 1 else folder)
+        names.append(f"{name}-{number}" if name in names else name)
+        concept.save_pretrained(Path(folder) / names[-1] if len(concepts) > 1 else folder)
 
 
 def save(

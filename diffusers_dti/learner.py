@@ -1,5 +1,6 @@
 """One concept while it is learned: its samples, its rows in training, and what it has become so far."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -51,6 +52,11 @@ class Learner:
             return DirectionalInversion.from_embeddings(self.initial.placeholder_token, raw, self.initial.metadata)
         directions = {component: r.direction.detach().cpu().clone() for component, r in self.rows.items()}
         return replace(self.initial, directions=directions)
+
+    def digests(self) -> dict[str, str]:
+        """What tells this training from another one: photos and captions, and where it starts."""
+        rows = b"".join(e.numpy().tobytes() for e in self.initial.embeddings.values())
+        return {"photos": self.samples.digest(), "start": hashlib.sha256(rows).hexdigest()}
 
     def figures(self) -> dict[str, float]:
         """Angle to the initializer in degrees, and norm: means over all vectors."""

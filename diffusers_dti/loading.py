@@ -99,7 +99,16 @@ def load_directional_inversion(
     pooling = pooling or inversion.metadata.get("pooling", "eos")
     if pooling not in ("eos", "legacy"):
         raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
+    return place(pipe, inversion, pooling, token_scale)
 
+
+def place(
+    pipe: Any, inversion: DirectionalInversion, pooling: str, token_scale: str | float | None = None, adopt: bool = True
+) -> DirectionalInversion:
+    """Put a concept into the pipeline's tokenizers and tables, all of it or nothing; see `load_directional_inversion`.
+
+    With `adopt`, what a reopened pipeline holds of it already is taken over.
+    """
     pairs = text_pairs(pipe)
     if len({id(tokenizer) for tokenizer, _ in pairs.values()}) < len(pairs):
         raise ValueError(f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, a `copy.deepcopy`.")
@@ -123,7 +132,7 @@ def load_directional_inversion(
         if token_scale is not None:
             inversion = rescale(fitting, inversion, token_scale)
         for component, pair in fitting.items():
-            vocabulary.check(*pair, component, inversion)
+            vocabulary.check(*pair, component, inversion, adopt)
         # < from here on the pipeline changes
         try:
             for component, pair in fitting.items():

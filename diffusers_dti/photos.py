@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 logger = logging.get_logger(__name__)
 
@@ -94,7 +94,7 @@ def _open(source: ImageInput) -> Image.Image:
         try:
             image = Image.open(source)
             image.load()
-        except (UnidentifiedImageError, FileNotFoundError, IsADirectoryError, OSError) as error:
+        except OSError as error:
             raise OSError(f"{source} is not a picture that can be opened, replace it or take it out: {error}") from error
     image = ImageOps.exif_transpose(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -1,5 +1,6 @@
 """What a run tells while it runs: the bar, the log, pictures on the way, trackers."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,19 +31,27 @@ class Report:
         self.history: list[dict[str, float]] = []
         self.images: dict[int, list[Image.Image]] = {}
         self.accelerator: Any = None
-        self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            log = self.folder / LOG_NAME
-            if log.exists():  # of a run from the start nothing is kept
-                self.history = [x for x in map(json.loads, log.read_text().splitlines()) if x["step"] <= step]
-            log.write_text("".join(json.dumps(x) + "\n" for x in self.history))
         if config.report_to is not None:
             from accelerate import Accelerator
 
             self.accelerator = Accelerator(log_with=config.report_to, project_dir=config.output_dir)
             plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in settings.items()}
             self.accelerator.init_trackers("diffusers-dti", plain)
+        if self.folder is not None:
+            self._start_log(self.folder / LOG_NAME, step)
+        self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name)
+
+    def _start_log(self, log: Path, step: int) -> None:
+        """Keep what the run that is gone on from logged up to its step; of a run from the start, nothing."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for line in log.read_text().splitlines() if step and log.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
+                reading = json.loads(line)
+                if reading["step"] <= step:
+                    self.history.append(reading)
+        temporary = log.with_name(f".{log.name}")
+        temporary.write_text("".join(json.dumps(x) + "\n" for x in self.history))
+        temporary.replace(log)
 
     def figures(self, step: int, losses: dict[str, float], others: dict[str, dict[str, float]], skipped: int) -> None:
         """Take a reading: the mean loss of each concept since the last one, and what else there is of each."""
@@ -71,4 +80,7 @@ class Report:
     def close(self) -> None:
         self.bar.close()
         if self.accelerator is not None:
-            self.accelerator.end_training()
+            try:
+                self.accelerator.end_training()
+            except Exception as error:  # a tracker that is offline must not cost the result
+                logger.warning(f"The tracker could not be closed: {error}")

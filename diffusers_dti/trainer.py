@@ -98,6 +98,7 @@ class DTITrainer:
         if isinstance(images, Mapping):
             if captions is not None or masks is not None:
                 raise ValueError("With several tokens captions are `.txt` files or a column, and masks are the photos' own.")
+            self._check_words(images)
             photos = {word: load_photos(own) for word, own in images.items()}
         else:
             photos = {self._placeholder(): load_photos(images, captions, masks)}
@@ -106,7 +107,7 @@ class DTITrainer:
         loaded: list[str] = []
         try:
             for word, concept in initial.items():
-                loading.load_directional_inversion(self.pipe, concept, pooling=self.config.pooling)
+                loading.place(self.pipe, concept, self.config.pooling, adopt=False)
                 loaded.append(word)
             with frozen(self.pipe), checkpointed(self.pipe, self.config.gradient_checkpointing):
                 learners = [self._learner(initial[word], raw[word], photos[word]) for word in photos]
@@ -143,6 +144,16 @@ class DTITrainer:
                 'photos show, such as "dog", gives training a start that is near its end.'
             )
         return self.config.placeholder_token or "<concept>"
+
+    def _check_words(self, images: Mapping[str, Images]) -> None:
+        """Whether a mapping's keys are the placeholders that the settings are for."""
+        given = self.config.initializer_token
+        others = sorted(given.keys() - images.keys()) if isinstance(given, Mapping) else []
+        if not images or others or self.config.placeholder_token is not None:
+            raise ValueError(
+                "A mapping is from placeholders to photos: it needs one or more of them, and neither `placeholder_token` nor "
+                f"initializers for other words ({', '.join(others) or 'none here'}). Of a data set's splits, give one."
+            )
 
     def _initializer(self, word: str) -> str | DirectionalInversion:
         given = self.config.initializer_token
@@ -224,9 +235,9 @@ class DTITrainer:
         c, pipe = self.config, self.pipe
         words = [x.initial.placeholder_token for x in learners]
         optimizer, scheduler = self._optimizer(learners), self.family.training_scheduler(pipe)
-        settings = {}
+        settings: dict[str, Any] = {"tokens": words}  # in their order
         for word, learner in zip(words, learners):
-            own = json.loads(json.dumps(learner.initial.metadata["training"])) | {"photos": learner.samples.digest()}
+            own = json.loads(json.dumps(learner.initial.metadata["training"])) | learner.digests()
             settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}  # a run may be made longer
         step = 0
         if c.resume_from_checkpoint and (folder := checkpoint.find(c.output_dir, c.resume_from_checkpoint)):
@@ -265,14 +276,15 @@ class DTITrainer:
                         checkpoint.save(c.output_dir, step, learners, optimizer, settings)
                     if callback is not None:
                         callback(self, step)
+                self.inversions = {w: x.current() for w, x in zip(words, learners)}
             except BaseException:  # an interruption too: what was trained is kept
-                with contextlib.suppress(ValueError):  # raw rows may have become infinite: that must not hide the error
-                    self.inversions = {w: x.current() for w, x in zip(words, learners)}
-                if self.inversions and c.output_dir is not None and step:
+                for word, learner in zip(words, learners):
+                    with contextlib.suppress(ValueError):  # raw rows may have become infinite: not to hide the error
+                        self.inversions[word] = learner.current()
+                if len(self.inversions) == len(words) and c.output_dir is not None and step:
                     folder = checkpoint.save(c.output_dir, step, learners, optimizer, settings)
-                    logger.warning(f'Stopped at step {step}; go on with resume_from_checkpoint="latest" from {folder}.')
+                    logger.warning(f'Stopped at step {step}; go on with resume_from_checkpoint="{folder.name}".')
                 raise
-        self.inversions = {w: x.current() for w, x in zip(words, learners)}
 
     def _accumulate(self, learners: Sequence[Learner], step: int, scheduler: Any, scaler: torch.amp.GradScaler) -> torch.Tensor:
         """One step's gradients, averaged over accumulated batches; returns each concept's mean loss."""

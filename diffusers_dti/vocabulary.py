@@ -102,11 +102,11 @@ def norm_statistic(tokenizer: Any, encoder: nn.Module, rule: str) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------------- the tokens
-def check(tokenizer: Any, encoder: nn.Module, component: str, inversion: DirectionalInversion) -> None:
-    """Whether the concept can be added.
+def check(tokenizer: Any, encoder: nn.Module, component: str, inversion: DirectionalInversion, adopt: bool = True) -> None:
+    """Whether the concept can be added; with `adopt` also where a reopened pipeline holds it already.
 
     Raises:
-        ValueError: for another width, or a placeholder that is taken, unless by this very concept in a reopened pipeline.
+        ValueError: for another width, or a placeholder that is taken.
     """
     rows, weight, word = inversion.embeddings[component], table(encoder), inversion.placeholder_token
     if rows.shape[1] != weight.shape[1]:
@@ -125,7 +125,7 @@ def check(tokenizer: Any, encoder: nn.Module, component: str, inversion: Directi
             f"first by `unload_directional_inversion({word!r})`."
         )
     taken = {word, *expansion.names(word, len(rows))} & tokenizer.get_vocab().keys()
-    if taken and _adoptable(tokenizer, encoder, word, rows) is None:
+    if taken and not (adopt and _adoptable(tokenizer, encoder, word, rows)):
         raise ValueError(
             f"{word} is in the vocabulary of {component} already, with another meaning: choose another placeholder (`token`, "
             "in training `placeholder_token`). What stock `load_textual_inversion` put there, `unload_textual_inversion` takes "

@@ -1,6 +1,6 @@
 """Five photos of a subject, a new word for it, and the word in eight prompts: `python examples/quickstart.py`.
 
-Everything is small: a Stable Diffusion XL pipeline of 3 M parameters, pretrained on drawn scenes (examples/worlds). The
+Everything is small: a Stable Diffusion XL pipeline of 4 M parameters, pretrained on drawn scenes (examples/worlds). The
 subject was never drawn nor named in pretraining. Prompts ask for places and backgrounds, and some change the subject
 itself. A verifier reads each picture, so that the rows can be compared by figures too.
 """

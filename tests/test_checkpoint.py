@@ -95,3 +95,41 @@ def test_the_log_is_of_one_run(sdxl, photos, tmp_path):
         sdxl.unload_directional_inversion()
         log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
         assert log == trainer.history and [x["step"] for x in log] == expected
+
+
+def test_several_tokens_resume_in_their_order_and_from_their_start(sdxl, photos, concept, tmp_path):
+    settings = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 2}
+    both = {"<a>": photos[:2], "<b>": photos[2:]}
+    DTITrainer(sdxl, **settings, initializer_token="dog").fit(both)
+    sdxl.unload_directional_inversion()
+    for order, initializer, differing in (
+        (["<b>", "<a>"], "dog", "tokens"),
+        (["<a>", "<b>"], concept(sdxl, "dog"), "<a> start, <b> start"),
+    ):
+        resuming = DTITrainer(sdxl, **settings, initializer_token=initializer, resume_from_checkpoint="latest")
+        with pytest.raises(ValueError, match=f"other settings: .*{differing}"):
+            resuming.fit({word: both[word] for word in order})
+
+
+def test_names_that_differ_in_punctuation_alone(sdxl, photos, tmp_path):
+    settings = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 1, "output_dir": tmp_path}
+    learned = DTITrainer(sdxl, **settings, initializer_token="dog").fit({"<my-dog>": photos[:1], "<mydog>": photos[1:]})
+    for name, word in (("mydog", "<my-dog>"), ("mydog-1", "<mydog>")):
+        read = DirectionalInversion.from_pretrained(tmp_path / name)
+        assert read.placeholder_token == word
+        torch.testing.assert_close(read.directions["text_encoder"], learned[word].directions["text_encoder"])
+
+
+def test_a_torn_log_stops_nobody(sdxl, photos, tmp_path):
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 10, "max_train_steps": 10}
+    DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    log = tmp_path / "train_log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 20, "lo')
+    with pytest.raises(ValueError, match="nonsense"):
+        DTITrainer(sdxl, **settings, report_to="nonsense").fit(photos)
+    assert log.read_text().startswith(whole)
+    resumed = DTITrainer(sdxl, **settings | {"max_train_steps": 12}, resume_from_checkpoint="latest")
+    resumed.fit(photos)
+    assert [json.loads(x)["step"] for x in log.read_text().splitlines()] == [10, 12]

@@ -49,7 +49,9 @@ def test_the_commands_are_in_ci():
     assert {a or b for a, b in commands} <= set(ci)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md", "examples/worlds/README.md"])
+@pytest.mark.parametrize(
+    "page", sorted(str(p.relative_to(ROOT)) for d in ("", "docs", "examples/worlds") for p in (ROOT / d).glob("*.md"))
+)
 def test_links_lead_somewhere(page):
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(path).exists(), path

@@ -353,6 +353,44 @@ def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
         DTITrainer(sdxl, **common).fit(own, captions=["a {}"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"initializer_token": {"<Dog>": "dog"}}, ["<dog>"]),
+        ({"placeholder_token": "<dog>", "initializer_token": "dog"}, ["train"]),
+        ({}, []),
+    ],
+)
+def test_mappings_that_do_not_fit_the_settings(sdxl, photos, settings, words):
+    with pytest.raises(ValueError, match="A mapping is from placeholders to photos"):
+        DTITrainer(sdxl, resolution=16, **settings).fit(dict.fromkeys(words, photos))
+
+
+def test_a_tracker_that_fails_costs_no_result(sdxl, photos, monkeypatch):
+    import accelerate
+
+    def fail(self):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(accelerate.Accelerator, "end_training", fail)
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=2, report_to="tensorboard")
+    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda *a: None)
+    monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda *a, **k: None)
+    monkeypatch.setattr(accelerate.Accelerator, "log", lambda *a, **k: None)
+    assert trainer.fit(photos) is trainer.inversion is sdxl.directional_inversions["<dog>"]
+
+
+def test_training_adopts_nothing(sdxl, photos, tmp_path):
+    """A reopened pipeline's own token is neither trained over nor taken out by a failure."""
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=1).fit(photos)
+    sdxl.save_pretrained(tmp_path)
+    again = type(sdxl).from_pretrained(tmp_path)
+    before = states(again)
+    with pytest.raises(ValueError, match="<dog> is in the vocabulary"):
+        DTITrainer(again, **SETTINGS | {"initializer_token": learned}).fit(photos)
+    assert not differing(states(again), before)
+
+
 def test_training_starts_from_a_concept(sdxl, photos, concept):
     start = concept(sdxl, "<rex>", vectors=2)
     learned = DTITrainer(sdxl, **SETTINGS | {"initializer_token": start}, max_train_steps=1).fit(photos)
