@@ -20,6 +20,16 @@ def test_pipelines_find_their_families(sdxl, sd):
         DTITrainer(sd)
 
 
+def test_compiled_unets_are_trained_and_those_of_videos_refused(sd):
+    plain = sd.unet
+    sd.unet = torch.compile(plain)
+    assert families.find(sd) is sd_family
+    sd.unet = torch.nn.Module()  # another class with the same settings, as AnimateDiff's
+    sd.unet.config = plain.config
+    with pytest.raises(ValueError, match="StableDiffusionPipeline is none"):
+        families.find(sd)
+
+
 @pytest.mark.parametrize("name", ["sdxl", "sd"])
 def test_conditioning_is_the_pipelines_own(name, request):
     pipe = request.getfixturevalue(name)

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
 from ..data import Batch
@@ -30,10 +31,11 @@ def training_scheduler(pipe: Any) -> DDPMScheduler:
 
 
 def is_plain_unet(pipe: Any) -> bool:
-    """A UNet that takes latents and nothing else beside them: no inpainting, depth or instruction channels."""
+    """A 2D UNet that takes latents and nothing beside them: no frames, no inpainting, depth or instruction channels."""
     parts = pipe.components
     unet, vae = parts.get("unet"), parts.get("vae")
-    return unet is not None and vae is not None and unet.config.in_channels == vae.config.latent_channels
+    unet = unet._orig_mod if unet is not None and is_compiled_module(unet) else unet
+    return isinstance(unet, UNet2DConditionModel) and vae is not None and unet.config.in_channels == vae.config.latent_channels
 
 
 @torch.no_grad()
