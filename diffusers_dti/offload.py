@@ -86,10 +86,15 @@ def checkpointed(pipe: Any, enabled: bool) -> Iterator[None]:
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
     """A half precision module in float32 for a while: SDXL's VAE overflows in float16."""
-    dtypes = {t: t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    parameters = [(p, p.dtype) for p in module.parameters() if p.is_floating_point()]
+    buffers = [
+        (m, name, b.dtype) for m in module.modules() for name, b in m.named_buffers(recurse=False) if b.is_floating_point()
+    ]
     nn.Module.to(module, torch.float32)  # diffusers' own `to` warns of what is meant here
     try:
         yield
     finally:
-        for tensor, dtype in dtypes.items():
-            tensor.data = tensor.data.to(dtype)
+        for p, dtype in parameters:
+            p.data = p.data.to(dtype)
+        for m, name, dtype in buffers:  # `to` puts new ones in their place
+            m._buffers[name] = m._buffers[name].to(dtype)

@@ -82,6 +82,7 @@ def test_frozen_gives_everything_back(sdxl):
 def test_in_float32_goes_back_to_the_same_bits(sdxl):
     sdxl.vae.to(torch.bfloat16)
     sdxl.vae.post_quant_conv.to(torch.float16)  # mixed, as diffusers' own upcasting leaves it
+    sdxl.vae.register_buffer("shift", torch.ones(3, dtype=torch.bfloat16))  # `to` replaces buffers, not their data
     before = {k: v.clone() for k, v in sdxl.vae.state_dict().items()}
     with in_float32(sdxl.vae):
         assert {p.dtype for p in sdxl.vae.parameters()} == {torch.float32}
