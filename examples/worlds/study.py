@@ -98,7 +98,7 @@ def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, 
 
 def run(args: argparse.Namespace) -> None:
     pipe = open_world(args.world)
-    subjects = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS}[args.split][args.first : args.first + args.subjects]
+    subjects = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS}[args.split][: args.subjects]
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     for bundle in subjects:
         for seed in range(args.seeds):
@@ -130,7 +130,6 @@ def main() -> None:
     parser.add_argument("split", choices=["dev", "test"])
     parser.add_argument("--world", type=Path, default=WORLD)
     parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"))
-    parser.add_argument("--first", type=int, default=0, help="number of the first subject")
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
