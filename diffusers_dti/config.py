@@ -34,7 +34,9 @@ class DTIConfig:
         learnable_property: "object" or "style": which templates are used.
         templates: prompts with "{}" for the placeholder, in place of the built-in ones.
         pooling: "eos" pools CLIP's text vector at the end of the prompt, "legacy" at the placeholder.
-        gradient_checkpointing: trade time for memory in the UNet.
+        zero_pad: put up to 15 tokens of zero embedding before each prompt, so that the concept works at any position (SANA's
+            default; possible for Wan).
+        gradient_checkpointing: trade time for memory in the denoiser.
         mixed_precision: "bf16" to run float32 models under autocast; None runs them in the dtype they have.
         seed: of every draw.
         output_dir: folder for the log, checkpoints and the result; None writes nothing.
@@ -62,6 +64,7 @@ class DTIConfig:
     learnable_property: str = "object"
     templates: Sequence[str] | None = None
     pooling: str = "eos"
+    zero_pad: bool | None = None
     gradient_checkpointing: bool = False
     mixed_precision: str | None = None
     seed: int = 42
@@ -92,7 +95,13 @@ class DTIConfig:
             raise ValueError('Every template needs a "{}" where the placeholder goes.')
 
     def resolved(self, family: ModuleType) -> "DTIConfig":
-        """With the family's defaults in place of None."""
+        """With the family's defaults in place of None.
+
+        Raises:
+            ValueError: for a setting that the family does not have.
+        """
+        if self.zero_pad and "zero_pad" not in family.DEFAULTS:
+            raise ValueError(f"zero_pad is for SANA and Wan: {family.NAME} encodes every prompt at one length.")
         defaults = {"learning_rate": 0.005 if self.method == "ti" else 0.01, **family.DEFAULTS}
         return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 

@@ -44,6 +44,8 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a detailed work in the style of {}",
 )
 
+MAX_ZEROS = 15  # tokens of zero embedding before a prompt (the authors' augmentation for SANA)
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -60,14 +62,15 @@ class Crop:
 class Batch:
     """What one forward pass needs; n samples."""
 
-    latents: Tensor  # (n, c, h, w) float32
+    latents: Tensor  # (n, c, h, w) float32, or (n, c, frames, h, w)
     noise: Tensor  # as latents
     weights: Tensor | None  # (n, 1, h, w), of mean 1 in each sample: how much each place counts in the loss
-    timesteps: Tensor  # (n,) int64
+    timesteps: Tensor  # (n,) int64, where in the training scheduler's noise levels
     prompts: list[str]
     original_sizes: list[tuple[int, int]]
     crop_corners: list[tuple[int, int]]
     resolution: tuple[int, int]
+    zero_pads: list[int]  # tokens of zero embedding before each prompt
 
 
 def make_crops(
@@ -126,6 +129,7 @@ class Samples:
         templates: prompts with "{}" for the placeholder.
         captions: each photo's own prompt, or None where templates are used.
         placeholder: what stands in the prompts' "{}".
+        zero_pad: draw numbers of zero tokens before the prompts: floor(x) of exponential x of mean 2, at most 15.
     """
 
     def __init__(
@@ -137,9 +141,10 @@ class Samples:
         placeholder: str,
         num_timesteps: int,
         seed: int,
+        zero_pad: bool = False,
     ):
         self.crops, self.posteriors, self.seed, self.num_timesteps = crops, posteriors, seed, num_timesteps
-        self.templates, self.captions, self.placeholder = templates, captions, placeholder
+        self.templates, self.captions, self.placeholder, self.zero_pad = templates, captions, placeholder, zero_pad
         self.of_photo = [[i for i, c in enumerate(crops) if c.photo == n] for n in sorted({c.photo for c in crops})]
 
     def digest(self) -> str:
@@ -150,7 +155,7 @@ class Samples:
     def batch(self, first: int, size: int, device: torch.device) -> Batch:
         """Samples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
         drawn = [self._sample(k) for k in range(first, first + size)]
-        crops, latents, noise, timesteps, prompts = zip(*drawn)
+        crops, latents, noise, timesteps, prompts, zero_pads = zip(*drawn)
         return Batch(
             torch.cat(latents).to(device),
             torch.cat(noise).to(device),
@@ -160,6 +165,7 @@ class Samples:
             [c.original_size for c in crops],
             [c.corner for c in crops],
             tuple(crops[0].pixels.shape[-2:]),
+            list(zero_pads),
         )
 
     def _weights(self, crops: Sequence[Crop], size: torch.Size, device: torch.device) -> Tensor | None:
@@ -168,7 +174,7 @@ class Samples:
         masks = [torch.ones(1, *size) if c.mask is None else adaptive_avg_pool2d(c.mask, size) for c in crops]
         return torch.stack([m / m.mean() for m in masks]).to(device)
 
-    def _sample(self, k: int) -> tuple[Crop, Tensor, Tensor, int, str]:
+    def _sample(self, k: int) -> tuple[Crop, Tensor, Tensor, int, str, int]:
         round_, place = divmod(k, len(self.of_photo))
         order = torch.randperm(len(self.of_photo), generator=torch.Generator().manual_seed(_mix(self.seed, round_, 1)))
         generator = torch.Generator().manual_seed(_mix(self.seed, k, 2))
@@ -183,4 +189,5 @@ class Samples:
         timestep = pick(self.num_timesteps)
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        return self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder)
+        zeros = min(int(torch.empty(()).exponential_(1 / 2, generator=generator)), MAX_ZEROS) if self.zero_pad else 0
+        return self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder), zeros

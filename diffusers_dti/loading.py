@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,6 @@ def load_directional_inversion(
             raise TypeError(f"{', '.join(kwargs)} cannot be given with a `DirectionalInversion`, which is in memory already.")
         inversion = source if token is None else replace(source, placeholder_token=token)
     else:
-        from inspect import signature
-
         from huggingface_hub import hf_hub_download
 
         known = {"weight_name", *signature(hf_hub_download).parameters} - {"repo_id", "filename", "token"}
@@ -127,6 +126,7 @@ def place(
         missing = ", ".join(sorted(set(pairs) - set(fitting)))
         logger.warning(f"{inversion.placeholder_token} has nothing for {missing}: there it stays an ordinary, unknown word.")
 
+    _check_cleaning(pipe, inversion.placeholder_token)
     added: list[Pair] = []
     with _all_at_hand(fitting):
         if token_scale is not None:
@@ -146,6 +146,19 @@ def place(
             raise
         # />
     return inversion
+
+
+def _check_cleaning(pipe: Any, word: str) -> None:
+    """Whether a placeholder comes through what the pipeline does to prompts before it calls the tokenizer."""
+    clean = getattr(pipe, "_text_preprocessing", None)  # SANA, PixArt, IF, Lumina, Latte, Allegro
+    if clean is None:
+        return
+    name, text = type(pipe).__name__, f"a {word} here"
+    if word not in clean(text)[0]:
+        raise ValueError(f"{name} lower-cases prompts and would never see {word}: call it {word.lower()}.")
+    caption = signature(pipe.__call__).parameters.get("clean_caption")
+    if caption is not None and caption.default is True and word not in clean(text, clean_caption=True)[0]:
+        logger.warning(f"{name} takes {word} out of prompts unless it is called with clean_caption=False.")
 
 
 @contextmanager

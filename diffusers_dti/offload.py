@@ -1,6 +1,6 @@
 """Working on modules that offloading has spread over devices, and giving them back as they were."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,16 +71,16 @@ def frozen(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointed(pipe: Any, enabled: bool) -> Iterator[None]:
-    """The UNet with gradient checkpointing, if so wished: less memory for more time."""
-    change = enabled and not pipe.unet.is_gradient_checkpointing
-    if change:
-        pipe.unet.enable_gradient_checkpointing()
+def checkpointed(models: Iterable[Any], enabled: bool) -> Iterator[None]:
+    """Denoisers with gradient checkpointing, if so wished: less memory for more time."""
+    changed = [m for m in models if enabled and not m.is_gradient_checkpointing]
+    for model in changed:
+        model.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if change:
-            pipe.unet.disable_gradient_checkpointing()
+        for model in changed:
+            model.disable_gradient_checkpointing()
 
 
 @contextmanager

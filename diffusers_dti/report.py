@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.utils import logging
 from PIL import Image
 
@@ -70,10 +68,9 @@ class Report:
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in reading.items() if k != "step"}, step=step)
 
-    def pictures(self, step: int, pipe: Any, prompts: Sequence[str], seed: int) -> None:
-        """Draw the validation prompts, and the strip over steps anew."""
-        with torch.no_grad():
-            self.images[step] = validation.generate(pipe, prompts, seed)
+    def pictures(self, step: int, pictures: list[Image.Image]) -> None:
+        """Keep a step's validation pictures, and draw the strip over steps anew."""
+        self.images[step] = pictures
         if self.folder is not None:
             validation.strip(self.images).save(self.folder / STRIP_NAME)
 

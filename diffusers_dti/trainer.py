@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import checkpoint, families, loading, validation, vocabulary
 from .config import DTIConfig
-from .data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
+from .data import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
 from .initializer import initializer_rows
 from .inversion import DirectionalInversion
 from .learner import Learner
@@ -57,10 +57,10 @@ class DTITrainer:
         self._given = replace(config or DTIConfig(), **overrides)
         self.config = self._given.resolved(self.family)
         self.family.training_scheduler(pipe)
-        if self.config.resolution % pipe.vae_scale_factor:
+        if self.config.resolution % (side := self.family.resolution_step(pipe)):
             raise ValueError(
-                f"This pipeline's VAE needs a resolution that is a multiple of {pipe.vae_scale_factor}, got "
-                f"{self.config.resolution}: {self.config.resolution // pipe.vae_scale_factor * pipe.vae_scale_factor} would do."
+                f"This pipeline needs a resolution that is a multiple of {side}, got {self.config.resolution}: "
+                f"{max(self.config.resolution // side, 1) * side} would do."
             )
         self.history: list[dict[str, float]] = []
         self.validation_images: dict[int, list[Image.Image]] = {}
@@ -109,7 +109,8 @@ class DTITrainer:
             for word, concept in initial.items():
                 loading.place(self.pipe, concept, self.config.pooling, adopt=False)
                 loaded.append(word)
-            with frozen(self.pipe), checkpointed(self.pipe, self.config.gradient_checkpointing):
+            denoisers = [self.pipe.components[n] for n in self.family.DENOISERS if self.pipe.components.get(n) is not None]
+            with frozen(self.pipe), checkpointed(denoisers, self.config.gradient_checkpointing):
                 learners = [self._learner(initial[word], raw[word], photos[word]) for word in photos]
                 self._train(learners, callback_on_step_end)
                 for learner in learners:
@@ -201,6 +202,7 @@ class DTITrainer:
             initial.placeholder_token,
             family.training_scheduler(pipe).config.num_train_timesteps,
             c.seed,
+            c.zero_pad,
         )
         is_raw = c.method == "ti"
         return Learner.start(initial, raw if is_raw else initial.directions, samples, self._pairs(), is_raw)
@@ -209,11 +211,12 @@ class DTITrainer:
         """Whether the whole token fits into the tokenizer's window in each prompt: else it would learn nothing."""
         for tokenizer, encoder in self._pairs().values():
             own = set(vocabulary.ledger_of(encoder).entries[word].ids)
+            length = min(self.family.TEXT_LENGTH, tokenizer.model_max_length) - (MAX_ZEROS if self.config.zero_pad else 0)
             for prompt in prompts:
-                ids = tokenizer(prompt.replace("{}", word), truncation=True, max_length=tokenizer.model_max_length).input_ids
+                ids = tokenizer(prompt.replace("{}", word), truncation=True, max_length=length).input_ids
                 if not own <= set(ids):
                     raise ValueError(
-                        f"In {prompt!r} the placeholder comes after {tokenizer.model_max_length} tokens, where the prompt is "
+                        f"In {prompt!r} the placeholder comes after {length} tokens, where the prompt is "
                         "cut: shorten it, or put the placeholder further in front."
                     )
 
@@ -271,7 +274,8 @@ class DTITrainer:
                     if c.validation_prompt and (step % c.validation_steps == 0 or step == c.max_train_steps):
                         prompts = [c.validation_prompt] if isinstance(c.validation_prompt, str) else c.validation_prompt
                         prompts = [p.replace("{}", word) for p in prompts for word in (words if "{}" in p else words[:1])]
-                        report.pictures(step, pipe, prompts, c.seed)
+                        with torch.no_grad():
+                            report.pictures(step, validation.generate(pipe, self.family, prompts, c.resolution, c.seed))
                     if c.checkpointing_steps and step % c.checkpointing_steps == 0:
                         checkpoint.save(c.output_dir, step, learners, optimizer, settings)
                     if callback is not None:
@@ -299,7 +303,8 @@ class DTITrainer:
                 first = (step * c.gradient_accumulation_steps + micro) * c.train_batch_size
                 batch = learner.samples.batch(first, c.train_batch_size, pipe.device)
                 with autocast:
-                    loss = family.loss(pipe, scheduler, batch, family.encode_prompts(pipe, batch.prompts))
+                    conditioning = family.encode_prompts(pipe, batch.prompts, batch.zero_pads)
+                    loss = family.loss(pipe, scheduler, batch, conditioning)
                 scaler.scale(loss / c.gradient_accumulation_steps).backward()
                 total = total + loss.detach() / c.gradient_accumulation_steps
             losses.append(total)

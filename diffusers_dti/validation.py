@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 4  # pixels between pictures
 
 
-def generate(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
+def generate(pipe: Any, family: ModuleType, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
     """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
     before, scheduler = getattr(pipe, "_progress_bar_config", {}), pipe.scheduler
     pipe.set_progress_bar_config(**{**before, "disable": True})
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
         return [
-            pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed + i)).images[0] for i, prompt in enumerate(prompts)
+            family.draw(pipe, prompt, resolution, torch.Generator("cpu").manual_seed(seed + i))
+            for i, prompt in enumerate(prompts)
         ]
     finally:
         pipe._progress_bar_config, pipe.scheduler = before, scheduler

@@ -81,8 +81,8 @@ def _text_config(encoder: nn.Module) -> Any:
 
 
 def original_rows(tokenizer: Any, encoder: nn.Module) -> Tensor:
-    """Mask of the rows that are the encoder's own, (rows,) bool: no concept's, and no stock textual inversion's."""
-    mask = torch.ones(len(table(encoder)), dtype=torch.bool)
+    """Mask of the rows of the encoder's own tokens, (rows,) bool: no spare ones, no concept's, no stock textual inversion's."""
+    mask = torch.arange(len(table(encoder))) < len(tokenizer)
     for id, token in tokenizer.added_tokens_decoder.items():
         if not token.special and id >= tokenizer.vocab_size and id < len(mask):
             mask[id] = False

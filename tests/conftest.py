@@ -82,6 +82,45 @@ def t5_encoder(tokenizer, width, spare_rows=0, umt5=False):
     return (UMT5EncoderModel if umt5 else T5EncoderModel)(config).eval()
 
 
+def gemma_tokenizer(folder):
+    """Gemma's layout: pieces with and without a leading ▁, bytes, <bos>, left padding, own tokens that are not special."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoTokenizer
+
+    special, own = ["<pad>", "<eos>", "<bos>", "<unk>"], ["<unused0>", "<unused1>", "<h1>"]
+    vocab = {piece: i for i, piece in enumerate([*special, *own, *(f"<0x{i:02X}>" for i in range(256)), "▁"])}
+    merges = {}  # in order: "dog" letter by letter, then "▁dog"
+    for word in WORDS:
+        pairs = [(word[:i], word[i]) for i in range(1, len(word))] + [("▁", word)]
+        for piece in (word[0], *word, *map("".join, pairs)):
+            vocab.setdefault(piece, len(vocab))
+        merges |= dict.fromkeys(pairs)
+    made = Tokenizer(models.BPE(vocab, list(merges), byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bos = [("<bos>", vocab["<bos>"])]
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=bos)
+    made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    made.add_tokens([AddedToken(t, normalized=False) for t in own])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "GemmaTokenizer", "padding_side": "left", "model_max_length": 10**30}
+    config |= {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def gemma_encoder(tokenizer, width):
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    return Gemma2Model(config).eval()
+
+
 def build_vae(latent_channels=4):
     from diffusers import AutoencoderKL
 
@@ -132,6 +171,59 @@ def build_sd(tmp):
     )  # fmt: skip
 
 
+def build_sana(tmp, sprint=False):
+    from diffusers import (
+        AutoencoderDC,
+        DPMSolverMultistepScheduler,
+        SanaPipeline,
+        SanaSprintPipeline,
+        SanaTransformer2DModel,
+        SCMScheduler,
+    )
+
+    torch.manual_seed(2)
+    tokenizer = gemma_tokenizer(tmp / "gemma")
+    stages = {"block_types": ("ResBlock",) * 3, "block_out_channels": (8, 8, 16), "layers_per_block": (1,) * 3}
+    stages["qkv_multiscales"] = ((),) * 3
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=8, scaling_factor=0.41, upsample_block_type="interpolate",
+        downsample_block_type="Conv", **{f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in stages.items()},
+    )  # fmt: skip
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_cross_attention_heads=2,
+        cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16, sample_size=16, patch_size=1,
+        guidance_embeds=sprint, qk_norm="rms_norm_across_heads" if sprint else None,
+    )  # fmt: skip
+    parts = {"tokenizer": tokenizer, "text_encoder": gemma_encoder(tokenizer, 16), "vae": vae, "transformer": transformer}
+    if sprint:
+        return SanaSprintPipeline(**parts, scheduler=SCMScheduler())
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
+    return SanaPipeline(**parts, scheduler=scheduler)
+
+
+def build_wan(tmp, two=False):
+    """Wan 2.1, or with `two` transformers 2.2."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    torch.manual_seed(3)
+    tokenizer = t5_tokenizer(tmp / "umt5", length=512)
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+
+    def transformer():
+        return WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=16, freq_dim=16,
+            ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        )  # fmt: skip
+
+    return WanPipeline(
+        tokenizer=tokenizer, text_encoder=t5_encoder(tokenizer, 16, spare_rows=2, umt5=True), vae=vae,
+        transformer=transformer(), transformer_2=transformer() if two else None, boundary_ratio=0.875 if two else None,
+        scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def _sdxl(tmp_path_factory):
     return build_sdxl(tmp_path_factory.mktemp("sdxl"))
@@ -142,14 +234,35 @@ def _sd(tmp_path_factory):
     return build_sd(tmp_path_factory.mktemp("sd"))
 
 
+@pytest.fixture(scope="session")
+def _sana(tmp_path_factory):
+    return build_sana(tmp_path_factory.mktemp("sana"))
+
+
+@pytest.fixture(scope="session")
+def _sprint(tmp_path_factory):
+    return build_sana(tmp_path_factory.mktemp("sprint"), sprint=True)
+
+
+@pytest.fixture(scope="session")
+def _wan(tmp_path_factory):
+    return build_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="session")
+def _wan22(tmp_path_factory):
+    return build_wan(tmp_path_factory.mktemp("wan22"), two=True)
+
+
+SETTINGS_BESIDE_COMPONENTS = ("requires_safety_checker", "add_watermarker", "boundary_ratio", "expand_timesteps")
+
+
 def _fresh(pipe):
-    fresh = type(pipe)(**{k: copy.deepcopy(v) for k, v in pipe.components.items()} | _extra(pipe))
+    settings = {k: pipe.config[k] for k in SETTINGS_BESIDE_COMPONENTS if k in pipe.config}
+    settings = {"add_watermarker": False} if "text_encoder_2" in pipe.components else settings
+    fresh = type(pipe)(**{k: copy.deepcopy(v) for k, v in pipe.components.items()}, **settings)
     fresh.set_progress_bar_config(disable=True)
     return fresh
-
-
-def _extra(pipe):
-    return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {"add_watermarker": False}
 
 
 @pytest.fixture
@@ -162,8 +275,33 @@ def sd(_sd):
     return _fresh(_sd)
 
 
-@pytest.fixture(params=["sdxl", "sd"])
+@pytest.fixture
+def sana(_sana):
+    return _fresh(_sana)
+
+
+@pytest.fixture
+def sprint(_sprint):
+    return _fresh(_sprint)
+
+
+@pytest.fixture
+def wan(_wan):
+    return _fresh(_wan)
+
+
+@pytest.fixture
+def wan22(_wan22):
+    return _fresh(_wan22)
+
+
+@pytest.fixture(params=["sdxl", "sd", "sana", "wan"])
 def pipe(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["sdxl", "sd"])
+def unet_pipe(request):
     return request.getfixturevalue(request.param)
 
 
@@ -198,9 +336,16 @@ def concept():
     return make
 
 
+CALLS = {  # what small pipelines need beside the prompt
+    "SanaPipeline": {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 24},
+    "SanaSprintPipeline": {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 24},
+    "WanPipeline": {"height": 16, "width": 16, "num_frames": 1, "max_sequence_length": 24},
+}
+
+
 def generate(pipe, prompt, **kwargs):
-    """A picture as a tensor, two steps, seed 0."""
+    """A picture, or a video, as a tensor, two steps, seed 0."""
     generator = torch.Generator().manual_seed(0)
-    return torch.from_numpy(
-        pipe(prompt, num_inference_steps=2, height=16, width=16, generator=generator, output_type="np", **kwargs).images
-    )
+    settings = CALLS.get(type(pipe).__name__, {"height": 16, "width": 16}) | kwargs
+    out = pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **settings)
+    return torch.from_numpy(out.frames if "Wan" in type(pipe).__name__ else out.images)

@@ -45,7 +45,7 @@ TABLE = {
     "a resolution the VAE cannot take": (
         {"resolution": 15},
         "photos",
-        "ValueError: This pipeline's VAE needs a resolution that is a multiple of 2, got 15: 14 would do.",
+        "ValueError: This pipeline needs a resolution that is a multiple of 2, got 15: 14 would do.",
     ),
     "a Hub credential as placeholder": (
         {"placeholder_token": "hf_secret"},

@@ -97,7 +97,7 @@ def test_training_is_the_written_method(sdxl, photos):
                 stack.enter_context(swapped(embedding, table))
             batch = samples.batch(t * 2, 2, torch.device("cpu"))
             scheduler = family.training_scheduler(sdxl)
-            return family.loss(sdxl, scheduler, batch, family.encode_prompts(sdxl, batch.prompts))
+            return family.loss(sdxl, scheduler, batch, family.encode_prompts(sdxl, batch.prompts, batch.zero_pads))
 
     start = torch.zeros(2, max(widths))
     for i, (name, width) in enumerate(zip(pairs, widths)):

@@ -3,7 +3,7 @@ import torch
 from conftest import generate
 from PIL import Image
 
-from diffusers_dti import DTITrainer, validation
+from diffusers_dti import DTITrainer, families, validation
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
@@ -27,7 +27,7 @@ def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
     assert strip.width == 3 * 100 and strip.height == 2 * 100 + 16  # enlarged, under a line of steps
     assert strip.getpixel((100 + 3, 16 + 3)) == watched.validation_images[4][0].getpixel((0, 0))
     # the last pictures are what the finished pipeline draws
-    again = validation.generate(sdxl, ["a <dog> on the beach"], seed=watched.config.seed)[0]
+    again = validation.generate(sdxl, watched.family, ["a <dog> on the beach"], 16, watched.config.seed)[0]
     difference = torch.tensor(list(again.tobytes())).sub(torch.tensor(list(watched.validation_images[5][0].tobytes()))).abs()
     assert difference.max() <= 1
     assert watched.validation_images[2][0].tobytes() != watched.validation_images[5][0].tobytes()
@@ -46,7 +46,7 @@ def test_under_model_offload(sdxl, photos):
 
 def test_the_progress_bar_comes_back(sd):
     sd.set_progress_bar_config(leave=False)
-    validation.generate(sd, ["a dog"], 0)
+    validation.generate(sd, families.find(sd), ["a dog"], 16, 0)
     assert sd._progress_bar_config == {"leave": False}
     assert generate(sd, "a dog").isfinite().all()
 

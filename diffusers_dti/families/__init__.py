@@ -1,15 +1,17 @@
 """What differs from one architecture to the next: a module each, all with the same functions.
 
-`matches(pipe)`, `DEFAULTS`, `training_scheduler(pipe)`, `encode_images(pipe, crops)`, `encode_prompts(pipe, prompts)` and
-`loss(pipe, scheduler, batch, conditioning)`.
+`NAME`, `DEFAULTS` (of the settings), `DENOISERS` (components), `TEXT_LENGTH` (tokens that prompts are cut off at);
+`matches(pipe)`, `training_scheduler(pipe)`, `resolution_step(pipe)`, `encode_images(pipe, crops)`,
+`encode_prompts(pipe, prompts, zero_pads)`, `loss(pipe, scheduler, batch, conditioning)` and, for validation,
+`draw(pipe, prompt, resolution, generator)`.
 """
 
 from types import ModuleType
 from typing import Any
 
-from . import sd, sdxl
+from . import sana, sd, sdxl, wan
 
-FAMILIES: tuple[ModuleType, ...] = (sdxl, sd)
+FAMILIES: tuple[ModuleType, ...] = (sdxl, sd, sana, wan)
 
 
 def find(pipe: Any) -> ModuleType:

@@ -1,14 +1,27 @@
 """Stable Diffusion 1.5 and 2.x: one CLIP encoder, a UNet, the scheduler's own prediction type."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ..data import Batch
-from .unet import encode_images, error, is_plain_unet, training_scheduler
+from .unet import (
+    DENOISERS,
+    TEXT_LENGTH,
+    draw,
+    encode_images,
+    error,
+    is_plain_unet,
+    resolution_step,
+    training_scheduler,
+)
 
-__all__ = ["DEFAULTS", "NAME", "encode_images", "encode_prompts", "loss", "matches", "training_scheduler"]
+__all__ = [
+    "DEFAULTS", "DENOISERS", "NAME", "TEXT_LENGTH", "draw", "encode_images", "encode_prompts", "loss", "matches",
+    "resolution_step", "training_scheduler",
+]  # fmt: skip
 
 NAME = "Stable Diffusion 1.5 and 2.x"
 
@@ -33,11 +46,11 @@ def matches(pipe: Any) -> bool:
     )
 
 
-def encode_prompts(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
+def encode_prompts(pipe: Any, prompts: Sequence[str], zero_pads: Sequence[int]) -> dict[str, Tensor]:
     """The encoder's last states after its final norm, (n, 77, 768 or 1024)."""
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     ids = tokenizer(
-        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return {"context": encoder(ids.to(encoder.device)).last_hidden_state}
 

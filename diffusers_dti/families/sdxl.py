@@ -1,5 +1,6 @@
 """Stable Diffusion XL: two CLIP encoders, a UNet, the scheduler's own prediction type."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,9 +8,21 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ..data import Batch
-from .unet import encode_images, error, is_plain_unet, training_scheduler
+from .unet import (
+    DENOISERS,
+    TEXT_LENGTH,
+    draw,
+    encode_images,
+    error,
+    is_plain_unet,
+    resolution_step,
+    training_scheduler,
+)
 
-__all__ = ["DEFAULTS", "NAME", "encode_images", "encode_prompts", "loss", "matches", "training_scheduler"]
+__all__ = [
+    "DEFAULTS", "DENOISERS", "NAME", "TEXT_LENGTH", "draw", "encode_images", "encode_prompts", "loss", "matches",
+    "resolution_step", "training_scheduler",
+]  # fmt: skip
 
 NAME = "SDXL"
 
@@ -29,12 +42,12 @@ def matches(pipe: Any) -> bool:
     return both and is_plain_unet(pipe) and pipe.unet.config.addition_embed_type == "text_time"
 
 
-def encode_prompts(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
+def encode_prompts(pipe: Any, prompts: Sequence[str], zero_pads: Sequence[int]) -> dict[str, Tensor]:
     """Penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
     states = []
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         ids = tokenizer(
-            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         ).input_ids
         out = encoder(ids.to(encoder.device), output_hidden_states=True)
         states.append(out.hidden_states[-2])

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import is_compiled_module
+from PIL import Image
 from torch import Tensor
 
 from ..data import Batch
 from ..offload import in_float32
+from .objective import squared_error
 
+DENOISERS = ("unet",)
+TEXT_LENGTH = 77
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -28,6 +32,16 @@ def training_scheduler(pipe: Any) -> DDPMScheduler:
             "scheduler that its model was trained with."
         )
     return DDPMScheduler.from_config(config)
+
+
+def resolution_step(pipe: Any) -> int:
+    """Pixels of which the resolution must be a multiple."""
+    return pipe.vae_scale_factor
+
+
+def draw(pipe: Any, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
+    """A picture in the pipeline's own size."""
+    return pipe(prompt, generator=generator).images[0]
 
 
 def is_plain_unet(pipe: Any) -> bool:
@@ -50,11 +64,10 @@ def encode_images(pipe: Any, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tens
 
 
 def error(scheduler: DDPMScheduler, prediction: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error of a prediction, weighted where there are masks; a scalar in float32."""
+    """Squared error of a prediction, a scalar in float32."""
     target = {
         "epsilon": lambda: batch.noise,
         "v_prediction": lambda: scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps),
         "sample": lambda: batch.latents,
     }[scheduler.config.prediction_type]()
-    squared = (prediction.float() - target.float()).square()
-    return (squared if batch.weights is None else batch.weights * squared).mean()
+    return squared_error(prediction, target, batch)
