@@ -8,6 +8,7 @@ from test_trainer import everything, same
 from test_vocabulary import differing, states
 
 from diffusers_dti import DTITrainer
+from diffusers_dti.loading import text_pairs
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
 
@@ -100,13 +101,15 @@ def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
     assert "<rex>: of concepts with several vectors" in caplog.text and "<cat>" not in caplog.text
 
 
-def test_no_table_is_made_in_a_step(sdxl):
+@pytest.mark.parametrize("name", ["sdxl", "sana", "wan"])
+def test_no_table_is_made_in_a_step(name, request):
     """Over all operations of three steps, forward and backward, with large vocabularies."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    pipe = request.getfixturevalue(name)
     rows, largest, dtypes = 60_000, [], set()
-    for encoder in (sdxl.text_encoder, sdxl.text_encoder_2):
-        encoder.resize_token_embeddings(rows)
+    for _, encoder in text_pairs(pipe).values():
+        encoder.resize_token_embeddings(rows, mean_resizing=False)
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -118,7 +121,7 @@ def test_no_table_is_made_in_a_step(sdxl):
             return out
 
     counting = Count()
-    trainer = DTITrainer(sdxl, **SETTINGS | {"max_train_steps": 4})
+    trainer = DTITrainer(pipe, **SETTINGS | {"max_train_steps": 4, "resolution": 32})
 
     def callback(trainer, step):
         if step == 1:
@@ -126,7 +129,9 @@ def test_no_table_is_made_in_a_step(sdxl):
         if step == 4:
             counting.__exit__(None, None, None)
 
-    trainer.fit([Image.new("RGB", (16, 16))], callback_on_step_end=callback)
-    print(f"{len(largest)} operations in three steps, the largest result has {max(largest)} numbers; a table has {rows * 16}")
+    trainer.fit([Image.new("RGB", (32, 32))], callback_on_step_end=callback)
+    print(
+        f"{name}: {len(largest)} operations in three steps, the largest result has {max(largest)} numbers, a table {rows * 16}"
+    )
     assert len(largest) > 1000 and max(largest) < rows
     assert torch.float64 not in dtypes  # which MPS does not have

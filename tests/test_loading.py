@@ -47,6 +47,150 @@ def test_stock_diffusers_reads_what_we_save(sdxl, concept, tmp_path):
     assert torch.equal(generate(stock, "a <dog> on the beach"), generate(sdxl, "a <dog> on the beach"))
 
 
+@pytest.mark.parametrize("name", ["sana", "sprint", "wan", "wan22"])
+def test_stock_diffusers_reads_what_we_save_for_sana_and_wan(name, request, concept, tmp_path):
+    """By the method that these pipelines have through the mixin alone."""
+    pipe = request.getfixturevalue(name)
+    made = concept(pipe)
+    made.save_pretrained(tmp_path)
+    stock = copy.deepcopy(pipe)
+    stock.load_textual_inversion(str(tmp_path))
+    pipe.load_directional_inversion(tmp_path)
+    assert torch.equal(rows_in(stock, "text_encoder"), made.embeddings["text_encoder"][0])
+    assert torch.equal(generate(stock, "a <dog> on the beach"), generate(pipe, "a <dog> on the beach"))
+
+
+@pytest.mark.parametrize("name", ["sana", "wan"])
+def test_tables_never_shrink(name, request, concept):
+    """T4: UMT5's is larger than its tokenizer."""
+    pipe = request.getfixturevalue(name)
+    before = len(vocabulary.table(pipe.text_encoder))
+    room = before - len(pipe.tokenizer)
+    assert room == {"sana": 0, "wan": 2}[name]
+    for number, word in enumerate(("<a>", "<b>", "<c>"), 1):
+        pipe.load_directional_inversion(concept(pipe, word))
+        assert len(vocabulary.table(pipe.text_encoder)) == max(before, len(pipe.tokenizer)) == before + max(0, number - room)
+    modules = vocabulary.embedding_modules(pipe.text_encoder)
+    assert len({id(m) for m in modules}) == {"sana": 1, "wan": len(modules)}[name]
+    assert all(m.weight is pipe.text_encoder.get_input_embeddings().weight for m in modules)  # UMT5's ties
+
+
+def test_gemmas_scaling_survives(sana, concept, photos):
+    """T3: √d is the embedding module's business in transformers 5, the model's in 4."""
+    from diffusers_dti import DTITrainer
+
+    embedding, ids = sana.text_encoder.get_input_embeddings(), torch.tensor([[2, 300]])
+    kind, looked_up = type(embedding), embedding(ids)
+    ratio = (looked_up.norm() / embedding.weight[ids].norm()).item()
+    assert ratio == pytest.approx(4.0 if kind is not torch.nn.Embedding else 1.0)  # √16
+    states_before = sana.text_encoder(ids).last_hidden_state
+    sana.load_directional_inversion(concept(sana, vectors=2))
+    sana.unload_directional_inversion()
+    DTITrainer(sana, placeholder_token="<cat>", initializer_token="cat", resolution=32, max_train_steps=2).fit(photos)
+    for _ in range(2):  # with the token, and without
+        now = sana.text_encoder.get_input_embeddings()
+        assert now is embedding and type(now) is kind and torch.equal(now(ids), looked_up)
+        assert torch.equal(sana.text_encoder(ids).last_hidden_state, states_before)
+        sana.unload_directional_inversion()
+
+
+def test_upper_case_is_refused_where_prompts_are_lower_cased(sana, wan, concept, photos):
+    """T7: SANA would never see `<Dog>`; Wan does, and it is not `<dog>`."""
+    from diffusers_dti import DTITrainer
+
+    before = states(sana)
+    message = "SanaPipeline lower-cases prompts and would never see <Dog>: call it <dog>"
+    with pytest.raises(ValueError, match=message):
+        sana.load_directional_inversion(concept(sana, "<Dog>"))
+    with pytest.raises(ValueError, match=message):
+        DTITrainer(sana, placeholder_token="<Dog>", initializer_token="dog", resolution=32).fit(photos)
+    assert not differing(states(sana), before)
+    sana.load_directional_inversion(concept(sana, "<Dog>"), token="<dog>")
+    assert torch.equal(generate(sana, "A <DOG> on the beach"), generate(sana, "a <dog> on the beach"))
+    for vectors in (1, 3):
+        wan.load_directional_inversion(concept(wan, "<Dog>", vectors))
+        upper, lower = generate(wan, "a <Dog> on the beach"), generate(wan, "a <dog> on the beach")
+        assert not torch.equal(upper, lower)
+        wan.unload_directional_inversion()
+        assert torch.equal(generate(wan, "a <dog> on the beach"), lower) and not torch.equal(generate(wan, "a <Dog>"), upper)
+
+
+def test_captions_that_are_cleaned(sana, concept, caplog, tmp_path):
+    """T7, T27: `clean_caption=True` takes `<dog>` for HTML. A name of letters stays; where it is the default, it is said."""
+    from conftest import t5_encoder, t5_tokenizer
+
+    for word, vectors in (("<dog>", 1), ("<rex>", 3), ("mydog", 1), ("myrex", 3)):
+        sana.load_directional_inversion(concept(sana, word, vectors))
+    for word in ("<dog>", "<rex>", "mydog", "myrex"):
+        kept = generate(sana, f"a {word} on the beach", clean_caption=True)
+        same = torch.equal(kept, generate(sana, "a on the beach", clean_caption=True))
+        assert same == word.startswith("<")
+        assert not torch.equal(generate(sana, f"a {word} on the beach"), generate(sana, "a on the beach"))
+    tokenizer = t5_tokenizer(tmp_path / "t")
+    pixart = diffusers.PixArtSigmaPipeline(tokenizer, t5_encoder(tokenizer, 16), None, None, diffusers.DDIMScheduler())
+    diffusers_dti.loading.logger.addHandler(caplog.handler)
+    try:
+        pixart.load_directional_inversion(concept(pixart, "mydog"))
+        assert not caplog.text
+        pixart.load_directional_inversion(concept(pixart))
+        assert "PixArtSigmaPipeline takes <dog> out of prompts unless it is called with clean_caption=False" in caplog.text
+    finally:
+        diffusers_dti.loading.logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_the_instruction_before_the_prompt(sana, concept, vectors):
+    """T10: SANA's default, which training does not use: the concept is found behind it."""
+    import inspect
+
+    made = concept(sana, vectors=vectors)
+    sana.load_directional_inversion(made)
+    instruction = inspect.signature(sana.__call__).parameters["complex_human_instruction"].default
+    assert len(instruction) > 5
+    seen = []
+    embedding = sana.text_encoder.get_input_embeddings()
+    with embedding.register_forward_hook(lambda module, args, out: seen.append(args[0])):
+        with_it = generate(sana, "a <dog>", max_sequence_length=300)
+    ids = vocabulary.ledger_of(sana.text_encoder).entries["<dog>"].ids
+    found = [i for i in seen[0][0].tolist() if i in ids]
+    assert found == ids and seen[0].shape[1] > 1000
+    assert not torch.equal(with_it, generate(sana, "a <dog>", complex_human_instruction=None))
+    assert not torch.equal(with_it, generate(sana, "a dog", max_sequence_length=300))
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_prompts_that_ftfy_mends(wan, concept, vectors):
+    """Wan's pipeline mends text before it comes to the tokenizer; the placeholder is not harmed, nor are its vectors."""
+    wan.load_directional_inversion(concept(wan, "<dog>", vectors))
+    plain = generate(wan, "a <dog> on the beach & a cat")
+    assert torch.equal(generate(wan, "  a <dog>\n on the   beach &amp; a cat "), plain)
+    assert not torch.equal(generate(wan, "a dog on the beach & a cat"), plain)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sana", "wan"])
+def test_ordinary_prompts_keep_their_embeddings(name, request, concept, photos):
+    """To the bit: before, while concepts are loaded, in training, and after."""
+    from diffusers_dti import DTITrainer
+
+    pipe = request.getfixturevalue(name)
+
+    def encoded():
+        with torch.no_grad():
+            return [x for x in pipe.encode_prompt("a dog on the beach", device="cpu") if x is not None]
+
+    before, in_training = encoded(), []
+    pipe.load_directional_inversion(concept(pipe, "<rex>", vectors=2))
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 2}
+    DTITrainer(pipe, **settings).fit(photos, callback_on_step_end=lambda *_: in_training.append(encoded()))
+    loaded = encoded()
+    pipe.unload_directional_inversion("<rex>")
+    one = encoded()
+    pipe.unload_directional_inversion()
+    for now in (*in_training, loaded, one, encoded()):
+        assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+    assert len(in_training) == 2
+
+
 def test_text_after_the_token_reaches_the_pooled_vector(sdxl, concept):
     """T1: with legacy pooling different endings give equal pooled vectors, with ours they do not."""
     made = concept(sdxl)

@@ -1,4 +1,4 @@
-"""The loader on every diffusers pipeline whose text encoders are CLIP, T5 or UMT5 and that can be built from them alone."""
+"""The loader on every diffusers pipeline that can be built from text encoders alone: CLIP, T5, UMT5, Gemma 2."""
 
 import copy
 import inspect
@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from conftest import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from conftest import clip_encoder, clip_tokenizer, gemma_encoder, gemma_tokenizer, t5_encoder, t5_tokenizer
 from test_vocabulary import differing, states
 
 from diffusers_dti import expansion, vocabulary
@@ -19,12 +19,16 @@ NEED_MORE = {
     "AmusedInpaintPipeline", "BriaPipeline", "Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline",
     "CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "LongCatAudioDiTPipeline", "StableAudioPipeline",
     "StableDiffusionModelEditingPipeline",
+    # names of before, which diffusers 0.37 no longer makes pipelines by
+    "Lumina2Text2ImgPipeline", "LuminaText2ImgPipeline",
 }  # fmt: skip
 KINDS = {
     "CLIPTextModel": "clip",
     "CLIPTextModelWithProjection": "projected",
     "T5EncoderModel": "t5",
     "UMT5EncoderModel": "umt5",
+    "Gemma2PreTrainedModel": "gemma",
+    "GemmaPreTrainedModel": "gemma",
 }
 
 
@@ -52,12 +56,13 @@ PIPELINES = {
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    clip, t5 = clip_tokenizer(folder / "clip"), t5_tokenizer(folder / "t5")
+    clip, t5, gemma = clip_tokenizer(folder / "clip"), t5_tokenizer(folder / "t5"), gemma_tokenizer(folder / "gemma")
     return {
         "clip": (clip, clip_encoder(clip, 16)),
         "projected": (clip, clip_encoder(clip, 24, projected=True)),
         "t5": (t5, t5_encoder(t5, 16)),
         "umt5": (t5, t5_encoder(t5, 16, spare_rows=2, umt5=True)),
+        "gemma": (gemma, gemma_encoder(gemma, 16)),
     }
 
 
@@ -100,4 +105,9 @@ def test_many_pipelines_are_covered():
     assert set(PIPELINES) <= set(
         re.findall(r"\w+Pipeline\b", (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text())
     )
-    assert {"StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "PixArtSigmaPipeline"} <= set(PIPELINES)
+    families = {"StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline"}
+    families |= {
+        f"Sana{kind}Pipeline" for kind in ("", "ControlNet", "PAG", "Sprint", "SprintImg2Img", "Video", "ImageToVideo")
+    }
+    families |= {f"Wan{kind}Pipeline" for kind in ("", "ImageToVideo", "VideoToVideo", "VACE", "Animate")}
+    assert families <= set(PIPELINES)
