@@ -7,10 +7,34 @@ import pytest
 from diffusers import DiffusionPipeline
 
 import diffusers_dti
+from diffusers_dti import families
 from diffusers_dti.families import sdxl as family
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sana_and_wan.md").read_text(), re.S)
+    (tmp_path / "photos" / "dog").mkdir(parents=True)
+    for i, photo in enumerate(photos):
+        photo.save(tmp_path / "photos" / "dog" / f"{i}.jpg")
+    monkeypatch.chdir(tmp_path)
+    for pipe, size in (
+        (sana, {"height": 32, "width": 32, "use_resolution_binning": False}),
+        (wan, {"height": 16, "width": 16}),
+    ):
+        module, call = families.find(pipe), type(pipe).__call__
+        small = {"resolution": 32, "max_train_steps": 2}
+        monkeypatch.setattr(module, "DEFAULTS", module.DEFAULTS | small)
+        quick = size | {"num_inference_steps": 1}
+        monkeypatch.setattr(type(pipe), "__call__", lambda self, *a, _c=call, _q=quick, **k: _c(self, *a, **k | _q))
+        monkeypatch.setattr(type(pipe), "to", lambda self, device: self)
+    by_name = {"Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": sana, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan}
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: by_name[name])
+    names: dict = {}
+    exec(block, names)
+    assert names["image"].size == (32, 32) and len(names["video"]) == 33
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md"])

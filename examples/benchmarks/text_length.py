@@ -1,0 +1,127 @@
+"""What it brings to encode prompts at their real length: `python examples/benchmarks/text_length.py wan`.
+
+A training step of the same model twice, each in a process of its own, in turns: with prompts as the trainer encodes them, and
+with prompts padded to 300 or 512 positions, as the pipeline itself encodes them. The models have the widths, heads and
+vocabularies of SANA 1.5 1.6B and Wan 2.1 1.3B with their text encoders, random weights, and a share of their layers (all of
+them with `--share 1`, for a GPU); latents have the size of the authors' resolutions.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from diffusers_dti import families
+from diffusers_dti.data import Batch
+from diffusers_dti.embedding import TrainableRows
+
+PROMPT = "a photo of a <dog> on the beach"
+
+
+def build(family: str, share: float):
+    """The pipeline with a share of its layers; its VAE, which plays no part in a step, is tiny."""
+    words = ["<pad>", "<bos>", "<unk>", *PROMPT.split()]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>", padding_side="right"
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    if family == "sana":
+        encoder = Gemma2Model(Gemma2Config(num_hidden_layers=round(26 * share)))  # its defaults are those of 2b, nearly
+        transformer = SanaTransformer2DModel(num_layers=round(20 * share))  # and these those of 1.6B
+        vae = AutoencoderDC(
+            latent_channels=32, encoder_block_out_channels=(8,) * 6, decoder_block_out_channels=(8,) * 6,
+            encoder_block_types="ResBlock", decoder_block_types="ResBlock", encoder_layers_per_block=(1,) * 6,
+            decoder_layers_per_block=(1,) * 6, encoder_qkv_multiscales=((),) * 6, decoder_qkv_multiscales=((),) * 6,
+        )  # fmt: skip
+        return SanaPipeline(tokenizer, encoder, vae, transformer, scheduler), (1, 32, 32, 32)
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=256384, d_model=4096, d_ff=10240, num_heads=64, d_kv=64, num_layers=round(24 * share))
+    )
+    transformer = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=round(30 * share))
+    vae = AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    return WanPipeline(tokenizer, encoder, vae, scheduler, transformer), (1, 16, 1, 64, 64)
+
+
+def measure(family: str, how: str, share: float, device: str, steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pipe, shape = build(family, share)
+    pipe.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
+    for module in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        module.eval().requires_grad_(False)
+    rows = TrainableRows(
+        [pipe.tokenizer.convert_tokens_to_ids("<dog>")],
+        torch.nn.functional.normalize(torch.randn(1, pipe.text_encoder.config.hidden_size)), torch.ones(1),
+    ).to(device)  # fmt: skip
+    latents = torch.randn(shape, device=device)
+    batch = Batch(latents, latents.flip(-1), None, torch.tensor([500], device=device), [PROMPT], [], [], (0, 0), [0])
+    module = families.find(pipe)
+    scheduler = module.training_scheduler(pipe)
+
+    def condition():
+        if how == "real":
+            return module.encode_prompts(pipe, batch.prompts, batch.zero_pads)
+        if family == "sana":
+            states, mask = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device=device)[:2]
+            return {"context": states, "mask": mask}
+        return {"context": pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=512)[0]}
+
+    def memory() -> float:
+        if device != "cpu":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    before, seconds = memory(), []
+    with rows.swapped_in(pipe.text_encoder):
+        for _ in range(steps):
+            start = time.perf_counter()
+            module.loss(pipe, scheduler, batch, condition()).backward()
+            gradient = rows.direction.grad.norm().item()  # waits for the device
+            rows.direction.grad = None
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds[1:]), "GB beside the weights": memory() - before, "gradient": gradient}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=["sana", "wan"])
+    parser.add_argument("--share", type=float, default=1 / 6, help="of the layers")
+    parser.add_argument("--steps", type=int, default=3, help="of which the first is not counted")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--how", choices=["real", "padded"], help=argparse.SUPPRESS)  # of the processes that measure
+    args = parser.parse_args()
+    if args.how:
+        print(json.dumps(measure(args.family, args.how, args.share, args.device, args.steps)))
+        return
+    found: dict[str, list[dict[str, float]]] = {"real": [], "padded": []}
+    for _ in range(args.repeat):
+        for how, runs in found.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--how", how]
+            runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+            print(how, runs[-1], flush=True)
+    for key in ("seconds", "GB beside the weights"):
+        real, padded = (statistics.median(r[key] for r in found[how]) for how in ("real", "padded"))
+        print(f"{args.family}, {key}: real length {real:.2f}, padded {padded:.2f}, ratio {real / padded:.2f}")
+
+
+if __name__ == "__main__":
+    main()
