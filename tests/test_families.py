@@ -183,6 +183,17 @@ def test_each_of_wans_two_transformers_takes_its_side_of_the_boundary(wan22):
         DTITrainer(wan22)
 
 
+def test_dropout_stays_off(wan, photos):
+    """T6: UMT5 has one of .1, which the authors' training switches on."""
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 3}
+    plain = DTITrainer(wan, **settings).fit(photos)
+    wan.unload_directional_inversion()
+    wan.text_encoder.train()
+    assert wan.text_encoder.config.dropout_rate == 0.1
+    again = DTITrainer(wan, **settings).fit(photos)
+    assert wan.text_encoder.training and torch.equal(again.directions["text_encoder"], plain.directions["text_encoder"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_weigh_the_loss(name, request):
     pipe = request.getfixturevalue(name)

@@ -58,3 +58,16 @@ def test_curves(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"diffusers-dti\[plot\]"):
         validation.plot(history, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["sana", "sprint", "wan", "wan22"])
+def test_every_family_draws_at_the_trainings_resolution(name, request, photos):
+    pipe = request.getfixturevalue(name)
+    scheduler = pipe.scheduler.timesteps.clone()
+    trainer = DTITrainer(pipe, **SETTINGS | {"resolution": 32}, max_train_steps=2, validation_prompt="a {} on the beach")
+    trainer.fit(photos)
+    (picture,) = trainer.validation_images[2]
+    assert picture.size == (32, 32) and torch.equal(pipe.scheduler.timesteps, scheduler)
+    with torch.no_grad():
+        other = trainer.family.draw(pipe, "a dog on the beach", 32, torch.Generator().manual_seed(trainer.config.seed))
+    assert other.tobytes() != picture.tobytes()
