@@ -61,7 +61,7 @@ def main() -> None:
     pipe = open_world()
     subject = scenes.TEST_SUBJECTS[args.subject]
     print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.TI_RATE}  # the best of three for it
+    ti = {"method": "ti", "learning_rate": study.TI_RATE["sdxl"]}  # the best of three for it
     rows = [
         (f'the word "{subject.shape}" alone', *study.in_words(pipe, subject, subject.shape, seed=0)),
         ("the description in words", *study.in_words(pipe, subject, None, seed=0)),

@@ -12,14 +12,14 @@ from pathlib import Path
 import scenes
 import torch
 import verifier
-from gates import WORLD, generate, open_world
+from gates import WORLDS, encoders_of, generate, open_world, world_of
 from scenes import SUBJECT_ATTRIBUTES, Bundle, Scene
 
-from diffusers_dti import DTITrainer
+from diffusers_dti import DTITrainer, families
 
 TOKEN = "<thing>"
 TI_RATES = (0.001, 0.005, 0.02)  # before `scale_lr`
-TI_RATE = 0.001  # the best of them on dev subjects
+TI_RATE = {"sdxl": 0.001}  # the best of them on dev subjects
 # size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes:
 # the chef outfit of this world. Two changes at once were never in a caption of pretraining.
 PROMPTS = (
@@ -67,7 +67,7 @@ def scores(images: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
 def norm_of(pipe, word: str) -> float:
     """Mean over the encoders of a word's norm."""
     norms = []
-    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+    for tokenizer, encoder in encoders_of(pipe).values():
         (id,) = tokenizer(word, add_special_tokens=False).input_ids
         norms.append(encoder.get_input_embeddings().weight[id].norm().item())
     return sum(norms) / len(norms)
@@ -82,7 +82,7 @@ def in_words(pipe, bundle: Bundle, subject: str | None, seed: int) -> tuple[torc
 
 def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, dict[str, float]]:
     """Learn the subject from five photos, draw it in the prompts, and take it out again."""
-    photos = scenes.photos(bundle, seed=seed)
+    photos = scenes.photos(bundle, pixels=world_of(pipe).pixels, seed=seed)
     trainer = DTITrainer(
         pipe, placeholder_token=TOKEN, initializer_token=bundle.shape, resolution=photos[0].width, seed=seed, **settings
     )
@@ -98,6 +98,8 @@ def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, 
 
 def run(args: argparse.Namespace) -> None:
     pipe = open_world(args.world)
+    steps = args.steps or families.find(pipe).DEFAULTS["max_train_steps"]
+    table = {"world": args.world, "split": args.split, "steps": steps}
     subjects = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS}[args.split][: args.subjects]
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     for bundle in subjects:
@@ -105,11 +107,11 @@ def run(args: argparse.Namespace) -> None:
             jobs = {"initializer word": bundle.shape, "description in words": None, "DTI": {}}
             jobs |= {f"TI, rate {r}": {"method": "ti", "learning_rate": r} for r in TI_RATES}
             for name, job in jobs.items():
-                key = {"split": args.split, "bundle": bundle.words(), "seed": seed, "row": name, "steps": args.steps}
+                key = table | {"bundle": bundle.words(), "seed": seed, "row": name}
                 if any(key.items() <= d.items() for d in done):
                     continue
                 if isinstance(job, dict):
-                    _, figures = learned(pipe, bundle, seed, max_train_steps=args.steps, **job)
+                    _, figures = learned(pipe, bundle, seed, max_train_steps=steps, **job)
                 else:
                     _, figures = in_words(pipe, bundle, job, seed)
                 done.append(key | figures)
@@ -117,9 +119,9 @@ def run(args: argparse.Namespace) -> None:
                     f.write(json.dumps(done[-1]) + "\n")
     rows: dict[str, list[dict]] = {}
     for d in done:
-        if d["split"] == args.split and d["steps"] == args.steps:
+        if table.items() <= d.items():
             rows.setdefault(d["row"], []).append(d)
-    print(f"| {args.split} subjects, {args.steps} steps | subject | prompt | norm | runs |\n|---|---|---|---|---|")
+    print(f"| {args.world}, {args.split} subjects, {steps} steps | subject | prompt | norm | runs |\n|---|---|---|---|---|")
     for name, ds in rows.items():
         mean = {k: sum(d[k] for d in ds) / len(ds) for k in ("subject", "prompt", "norm")}
         print(f"| {name} | {mean['subject']:.3f} | {mean['prompt']:.3f} | {mean['norm']:.2f} | {len(ds)} |")
@@ -128,11 +130,11 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("split", choices=["dev", "test"])
-    parser.add_argument("--world", type=Path, default=WORLD)
+    parser.add_argument("--world", default="sdxl", help=f"{', '.join(WORLDS)}, or a folder")
     parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"))
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, help="of training; by default as many as the pipeline's family takes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.results.parent.mkdir(parents=True, exist_ok=True)
