@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent / "worlds"))
 
 import scenes
 import study
-from gates import open_world
+from diffusers import DiffusionPipeline
+from gates import open_world, world_of
+
+from diffusers_dti import DirectionalInversion
 
 TILE, LABEL, SCORES, HEADER = 108, 150, 130, 112
 
@@ -50,31 +53,42 @@ def sheet(photos: list[Image.Image], prompts: list[str], rows: list[tuple[str, t
     return picture
 
 
+def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[DiffusionPipeline, DirectionalInversion]:
+    """Learn a test subject in a world, by TI and DTI; write the picture and print the scores.
+
+    Returns:
+        The world's pipeline, and what DTI has learned.
+    """
+    torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
+    pipe = open_world(world)
+    subject = scenes.TEST_SUBJECTS[number]
+    print(f"The subject: a {subject.words()}.")
+    ti = {"method": "ti", "learning_rate": study.TI_RATE[world]}  # the best of three for it
+    *classic, _ = study.learned(pipe, subject, 0, max_train_steps=steps, **ti)
+    *directional, concept = study.learned(pipe, subject, 0, max_train_steps=steps)
+    rows = [
+        (f'the word "{subject.shape}" alone', *study.in_words(pipe, subject, subject.shape, seed=0)),
+        ("the description in words", *study.in_words(pipe, subject, None, seed=0)),
+        ("Textual Inversion", *classic),
+        ("Directional Textual Inversion", *directional),
+    ]  # fmt: skip
+    print(f"{'':32}subject  prompt  norm")
+    for name, _, figures in rows:
+        print(f"{name:32}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    texts = [p.text for p in study.prompts(subject, study.TOKEN)]
+    sheet(scenes.photos(subject, pixels=world_of(pipe).pixels, seed=0), texts, rows).save(out)
+    print(f"See {out}.")
+    return pipe, concept
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subject", type=int, default=3, help="which of the test subjects, 0 to 5")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"))
     args = parser.parse_args()
-    torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
-
-    pipe = open_world()
-    subject = scenes.TEST_SUBJECTS[args.subject]
-    print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.TI_RATE["sdxl"]}  # the best of three for it
-    rows = [
-        (f'the word "{subject.shape}" alone', *study.in_words(pipe, subject, subject.shape, seed=0)),
-        ("the description in words", *study.in_words(pipe, subject, None, seed=0)),
-        ("Textual Inversion", *study.learned(pipe, subject, 0, max_train_steps=args.steps, **ti)),
-        ("Directional Textual Inversion", *study.learned(pipe, subject, 0, max_train_steps=args.steps)),
-    ]  # fmt: skip
-    print(f"{'':32}subject  prompt  norm")
-    for name, _, figures in rows:
-        print(f"{name:32}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    texts = [p.text for p in study.prompts(subject, study.TOKEN)]
-    sheet(scenes.photos(subject, seed=0), texts, rows).save(args.out)
-    print(f"See {args.out}.")
+    compare("sdxl", args.subject, args.steps, args.out)
 
 
 if __name__ == "__main__":

@@ -157,11 +157,3 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
         table = capsys.readouterr().out
         assert table.count("\n| ") == 6 and "| DTI | " in table
     assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 6
-
-
-def test_two_tokens(tmp_path, monkeypatch, capsys):
-    import two_tokens
-
-    monkeypatch.setattr("sys.argv", ["two_tokens.py", "--steps", "8", "--out", str(tmp_path)])
-    two_tokens.main()
-    assert "background" in capsys.readouterr().out and (tmp_path / "validation.png").is_file()

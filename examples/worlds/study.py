@@ -15,7 +15,7 @@ import verifier
 from gates import WORLDS, encoders_of, generate, open_world, world_of
 from scenes import SUBJECT_ATTRIBUTES, Bundle, Scene
 
-from diffusers_dti import DTITrainer, families
+from diffusers_dti import DirectionalInversion, DTITrainer, families
 
 TOKEN = "<thing>"
 TI_RATES = (0.001, 0.005, 0.02)  # before `scale_lr`
@@ -80,7 +80,7 @@ def in_words(pipe, bundle: Bundle, subject: str | None, seed: int) -> tuple[torc
     return images, scores(images, asked) | {"norm": norm_of(pipe, subject or bundle.shape)}
 
 
-def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, dict[str, float]]:
+def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, dict[str, float], DirectionalInversion]:
     """Learn the subject from five photos, draw it in the prompts, and take it out again."""
     photos = scenes.photos(bundle, pixels=world_of(pipe).pixels, seed=seed)
     trainer = DTITrainer(
@@ -93,7 +93,7 @@ def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, 
     finally:
         pipe.unload_directional_inversion(TOKEN)
     norms = torch.cat(list(concept.scales.values()))
-    return images, scores(images, asked) | {"norm": norms.mean().item(), "angle": trainer.history[-1]["angle"]}
+    return images, scores(images, asked) | {"norm": norms.mean().item(), "angle": trainer.history[-1]["angle"]}, concept
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
                 if any(key.items() <= d.items() for d in done):
                     continue
                 if isinstance(job, dict):
-                    _, figures = learned(pipe, bundle, seed, max_train_steps=steps, **job)
+                    _, figures, _ = learned(pipe, bundle, seed, max_train_steps=steps, **job)
                 else:
                     _, figures = in_words(pipe, bundle, job, seed)
                 done.append(key | figures)

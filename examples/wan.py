@@ -1,0 +1,38 @@
+"""Wan learns a word from photos, and makes a video of it: `python examples/wan.py`, on a CPU, in a small world.
+
+With a GPU and photos of your own:
+
+    python examples/wan.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --photos photos/dog --initializer dog
+"""
+
+import scenes
+import study
+from diffusers import DiffusionPipeline
+from diffusers.utils import export_to_gif
+from PIL import Image
+from quickstart import compare
+from sana import WORD, arguments, learn
+
+
+def clip(pipe: DiffusionPipeline, prompt: str, path: str, **settings) -> None:
+    """A short video as a GIF; one of the small world is enlarged."""
+    frames = pipe(prompt, output_type="pil", **settings).frames[0]
+    scale = -(-256 // frames[0].width)
+    export_to_gif([f.resize((f.width * scale, f.height * scale), Image.Resampling.NEAREST) for f in frames], path, fps=6)
+    print(f"See {path}.")
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    if args.model is None:
+        pipe, concept = compare("wan", args.subject, args.steps, args.out / "wan.png")
+        pipe.load_directional_inversion(concept)
+        scene = scenes.Scene(scenes.TEST_SUBJECTS[args.subject], "large", "in the middle", "mint", "striped")
+        settings = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 12, "guidance_scale": 3.0}
+        clip(pipe, scene.caption(study.TOKEN), str(args.out / "wan.gif"), **settings)
+    else:
+        clip(learn(args), args.prompt.replace("{}", WORD), str(args.out / "wan.gif"), num_frames=33)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The example scripts, with less of everything."""
+
+import sys
+
+import pytest
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from diffusers_dti import families
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    module.main()
+
+
+def test_two_tokens(tmp_path, monkeypatch, capsys):
+    import two_tokens
+
+    run(two_tokens, monkeypatch, "--steps", 8, "--out", tmp_path)
+    assert "background" in capsys.readouterr().out and (tmp_path / "validation.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["sana", "wan"])
+def test_a_checkpoint_and_photos_of_ones_own(name, request, photos, tmp_path, monkeypatch):
+    """A tiny pipeline in the checkpoint's place."""
+    import sana
+    import wan
+
+    module, pipe = {"sana": sana, "wan": wan}[name], request.getfixturevalue(name)
+    for i, photo in enumerate(photos):
+        photo.save(tmp_path / f"{i}.png")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda model, **kwargs: {"some/model": pipe}[model])
+    family, call = families.find(pipe), type(pipe).__call__
+    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 32})
+    small = {"height": 32, "width": 32, "num_inference_steps": 1} | (
+        {"use_resolution_binning": False} if name == "sana" else {"num_frames": 5}
+    )
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, *args, **kwargs: call(self, *args, **kwargs | small))
+    arguments = ["--model", "some/model", "--photos", tmp_path, "--steps", 2, "--out", tmp_path / "out"]
+    run(module, monkeypatch, *arguments, "--initializer", "dog")
+    assert pipe.directional_inversions["<mine>"].metadata["initializer"] == "dog"
+    assert (tmp_path / "out" / "mine" / "learned_embeds.safetensors").is_file()
+    if name == "sana":
+        assert Image.open(tmp_path / "out" / "sana.png").size == (32, 32)
+    else:
+        assert Image.open(tmp_path / "out" / "wan.gif").n_frames == 5
+    with pytest.raises(SystemExit):
+        run(module, monkeypatch, "--model", "some/model")
