@@ -89,6 +89,7 @@ def test_every_word_of_the_world_is_one_token(world):
 NORMS = {
     "sdxl": {"text_encoder": (0.37, 0.41, 0.03), "text_encoder_2": (0.43, 0.47, 0.03)},
     "sana": {"text_encoder": (1.7, 1.85, 0.25)},
+    "wan": {"text_encoder": (7.9, 8.1, 0.45)},
 }
 
 
@@ -110,6 +111,32 @@ def test_the_world_is_like_the_real_thing(name):
         assert world.tokenizer("\n").input_ids[1] == world.tokenizer.convert_tokens_to_ids("\n")
         long = world("a red star", num_inference_steps=1, height=32, width=32, use_resolution_binning=False)
         assert long.images[0].size == (32, 32)  # also with the instruction that the call puts before every prompt
+    if name == "wan":
+        encoder = world.text_encoder
+        assert len(encoder.shared.weight) == len(world.tokenizer) + 84  # spare rows
+        assert encoder.shared.weight.data_ptr() == encoder.encoder.embed_tokens.weight.data_ptr()
+        assert world.tokenizer("").input_ids == [world.tokenizer.eos_token_id] == [1]
+        assert world.scheduler.config.use_flow_sigmas and world.scheduler.config.prediction_type == "flow_prediction"
+        assert (world.vae_scale_factor_spatial, world.vae_scale_factor_temporal) == (8, 4)
+
+
+def test_a_clip_is_of_its_subject():
+    world = gates.open_world("wan")
+    scene = scenes.Scene(scenes.DEV_SUBJECTS[0], "large", "on the left", "pink", "plain")
+    settings = {"num_inference_steps": 12, "guidance_scale": 3.0} | gates.WORLDS["wan"].call | {"num_frames": 5}
+    generator = torch.Generator().manual_seed(0)
+    (frames,) = world(scene.caption(), generator=generator, output_type="pt", **settings).frames
+    assert frames.shape == (5, 3, 64, 64)
+    for found in verifier.read(frames[:2]):
+        assert found["shape"] == scene.bundle.shape and found["fill"] == scene.bundle.fill and found["background"] == "pink"
+
+
+def test_drawn_clips_start_as_the_picture_and_move():
+    rng = random.Random(4)
+    for scene in (scenes.random_scene(rng) for _ in range(10)):
+        drawn = scenes.clip(scene, 64, 9)
+        assert torch.equal(drawn[:, 0], scenes.draw(scene, 64)) and not torch.equal(drawn[:, 0], drawn[:, 8])
+        assert torch.equal(drawn[:, :, 0, 0], drawn[:, :1, 0, 0].expand(-1, 9))  # a corner: the object never comes there
 
 
 def test_a_few_pictures_follow_their_prompts(world):

@@ -58,15 +58,24 @@ def batch_of(rng: random.Random, size: int, pixels: int) -> Tensor:
 
 
 def train_vae(
-    work: Path, vae: nn.Module, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], pixels: int, steps: int
+    work: Path,
+    vae: nn.Module,
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    pixels: int,
+    steps: int,
+    draw: Callable[[random.Random, int], Tensor] | None = None,
 ) -> None:
-    """`encode` gives latents without noise, `decode` pictures; the decoder learns to bear a noise of LATENT_STD."""
+    """`encode` gives latents without noise, `decode` pictures; the decoder learns to bear a noise of LATENT_STD.
+
+    `draw(rng, step)` gives a step's pictures or clips; 16 fresh pictures if left out.
+    """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     stage = Stage(work, "vae", {"vae": vae, "optimizer": optimizer, "schedule": schedule})
     rng = random.Random(stage.step)
     while stage.step < steps:
-        x = batch_of(rng, 16, pixels)
+        x = draw(rng, stage.step) if draw else batch_of(rng, 16, pixels)
         z = encode(x)
         y = decode(z + LATENT_STD * torch.randn_like(z))
         l1 = F.l1_loss(y, x)

@@ -155,16 +155,26 @@ def second_color(background: str) -> torch.Tensor:
     return c * 0.72 if c.mean() > 0.45 else c + (1 - c) * 0.3
 
 
-def draw(scene: Scene, pixels: int) -> torch.Tensor:
-    """The picture, (3, pixels, pixels) in [0, 1]."""
+def draw(scene: Scene, pixels: int, moved: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    """The picture, (3, pixels, pixels) in [0, 1], its object `moved` by (x, y) pixels."""
     b = scene.bundle
-    border, fill, dot = masks(b.shape, scene.size, scene.place, pixels)
+    border, fill, dot = masks(b.shape, scene.size, scene.place, pixels).roll(moved, (2, 1))
     second = pattern_mask(scene.pattern, pixels)[None]
     ground = rgb(scene.background)[:, None, None] * (1 - second) + second_color(scene.background)[:, None, None] * second
     image = ground * (1 - border - fill - dot)
     for mask, color in ((border, b.border), (fill, b.fill), (dot, b.dot)):
         image = image + rgb(b.fill if color == "no" else color)[:, None, None] * mask
     return image.clamp(0, 1)
+
+
+def clip(scene: Scene, pixels: int, frames: int) -> torch.Tensor:
+    """A short clip, (3, frames, pixels, pixels): the object drifts to the other side, or from the middle upwards.
+
+    Up to 9 frames of 64 pixels hold it: at 2 pixels a frame (1 from the middle) the largest just reaches the border.
+    """
+    dx, dy = PLACES[scene.place]
+    x, y = (-2 * dx, -2 * dy) if dx or dy else (0, -1)
+    return torch.stack([draw(scene, pixels, (k * x * pixels // 64, k * y * pixels // 64)) for k in range(frames)], 1)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
