@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from inspect import signature
@@ -150,15 +151,28 @@ def place(
 
 def _check_cleaning(pipe: Any, word: str) -> None:
     """Whether a placeholder comes through what the pipeline does to prompts before it calls the tokenizer."""
-    clean = getattr(pipe, "_text_preprocessing", None)  # SANA, PixArt, IF, Lumina, Latte, Allegro
-    if clean is None:
-        return
-    name, text = type(pipe).__name__, f"a {word} here"
-    if word not in clean(text)[0]:
-        raise ValueError(f"{name} lower-cases prompts and would never see {word}: call it {word.lower()}.")
+    name, lower = type(pipe).__name__, word.lower()
+    if hasattr(pipe, "_text_preprocessing"):  # SANA, PixArt, IF, Lumina, Latte, Allegro
+        clean = pipe._text_preprocessing
+    else:  # Wan and what comes from it have a function beside the class
+        modules = (sys.modules[c.__module__] for c in type(pipe).__mro__)
+        clean = next((m.prompt_clean for m in modules if hasattr(m, "prompt_clean")), lambda text: text)
+    if word not in _cleaned(clean, word):
+        if lower in _cleaned(clean, lower):
+            raise ValueError(f"{name} lower-cases prompts and would never see {word}: call it {lower}.")
+        raise ValueError(
+            f"{name} mends prompts before it reads them, and would never see {word}: choose a placeholder of plain letters, "
+            "such as <dog>."
+        )
     caption = signature(pipe.__call__).parameters.get("clean_caption")
-    if caption is not None and caption.default is True and word not in clean(text, clean_caption=True)[0]:
+    if caption is not None and caption.default is True and word not in _cleaned(clean, word, clean_caption=True):
         logger.warning(f"{name} takes {word} out of prompts unless it is called with clean_caption=False.")
+
+
+def _cleaned(clean: Callable[..., Any], word: str, **settings: Any) -> str:
+    """A prompt with a word, after cleaning; some pipelines clean lists."""
+    text = clean(f"a {word} here", **settings)
+    return text if isinstance(text, str) else text[0]
 
 
 @contextmanager

@@ -57,6 +57,8 @@ class DTITrainer:
         self._given = replace(config or DTIConfig(), **overrides)
         self.config = self._given.resolved(self.family)
         self.family.training_scheduler(pipe)
+        if self.config.validation_prompt:
+            validation.check(pipe)
         if self.config.resolution % (side := self.family.resolution_step(pipe)):
             raise ValueError(
                 f"This pipeline needs a resolution that is a multiple of {side}, got {self.config.resolution}: "

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .loading import text_pairs
+
 GAP = 4  # pixels between pictures
 
 
 def generate(pipe: Any, family: ModuleType, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
     """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
     before, scheduler = getattr(pipe, "_progress_bar_config", {}), pipe.scheduler
+    sides = {tokenizer: tokenizer.padding_side for tokenizer, _ in text_pairs(pipe).values()}  # SANA's call sets it
     pipe.set_progress_bar_config(**{**before, "disable": True})
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
@@ -24,6 +28,23 @@ def generate(pipe: Any, family: ModuleType, prompts: Sequence[str], resolution: 
         ]
     finally:
         pipe._progress_bar_config, pipe.scheduler = before, scheduler
+        for tokenizer, side in sides.items():
+            tokenizer.padding_side = side
+
+
+def check(pipe: Any) -> None:
+    """Whether pictures on the way can be drawn.
+
+    Raises:
+        ValueError: for pipelines whose call needs more than a prompt.
+    """
+    parameters = signature(pipe.__call__).parameters
+    more = [n for n in ("image", "control_image", "video") if n in parameters]
+    if more or "prompt" not in parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} draws from more than a prompt ({', '.join(more) or 'its blocks'}): leave "
+            "`validation_prompt` out, or train a text-to-image pipeline of the same components, which shares what is learned."
+        )
 
 
 def strip(pictures: dict[int, list[Image.Image]]) -> Image.Image:

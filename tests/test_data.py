@@ -3,15 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_dti import data
 from diffusers_dti.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, make_crops
 from diffusers_dti.photos import Photo
 
 
-def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None):
+def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None, **more):
     masks, captions = masks or [None] * photos, captions or [None] * photos
     crops = [Crop(n, torch.zeros(3, 8, 8), masks[n], (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
     posteriors = [(torch.full((1, 2, 4, 4), float(i)), torch.full((1, 2, 4, 4), 0.5)) for i in range(len(crops))]
-    return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed)
+    return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed, **more)
 
 
 def test_a_sample_depends_on_its_number_alone():
@@ -23,6 +24,20 @@ def test_a_sample_depends_on_its_number_alone():
             assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + size])
         assert part.prompts == whole.prompts[first : first + size]
     assert not torch.equal(whole.noise, samples(seed=1).batch(0, 12, torch.device("cpu")).noise)
+
+
+def test_numbers_of_zero_tokens_follow_the_authors(monkeypatch):
+    """floor(clip(Exp(scale 2), 0, 15)), against its probabilities; none unless asked for, and the rest stays as it is."""
+    drawn = torch.tensor(samples(zero_pad=True).batch(0, 3000, torch.device("cpu")).zero_pads)
+    for count in range(4):
+        probability = np.exp(-count / 2) - np.exp(-(count + 1) / 2)
+        assert (drawn == count).float().mean().item() == pytest.approx(probability, abs=0.03)
+    assert drawn.max() <= 15 and drawn.float().mean().item() == pytest.approx(1 / (np.exp(0.5) - 1), abs=0.1)
+    assert data.MAX_ZEROS == 15
+    monkeypatch.setattr(data, "MAX_ZEROS", 2)
+    assert max(samples(zero_pad=True).batch(0, 400, torch.device("cpu")).zero_pads) == 2
+    plain, padded = (samples(zero_pad=z).batch(0, 5, torch.device("cpu")) for z in (False, True))
+    assert plain.zero_pads == [0] * 5 and torch.equal(plain.noise, padded.noise) and plain.prompts == padded.prompts
 
 
 def test_the_global_random_state_is_left_alone():
@@ -41,7 +56,7 @@ def test_every_round_shows_every_photo_once():
 
 def test_draws_have_the_right_distribution():
     made = samples(photos=1)
-    batch = made.batch(0, 4000, torch.device("cpu"))
+    batch = made.batch(0, 3000, torch.device("cpu"))
     assert batch.latents.mean().abs() < 0.01 and (batch.latents.std() - 0.5).abs() < 0.01  # mean 0, std .5
     assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
     assert abs(torch.corrcoef(torch.stack([batch.latents.flatten(), batch.noise.flatten()]))[0, 1]) < 0.01

@@ -11,6 +11,7 @@ from diffusers_dti.data import Batch, Samples
 
 NAMES = ["sdxl", "sd", "sana", "sprint", "wan", "wan22"]
 PROMPTS = ["a dog on the beach", "a cat"]
+UNTIDY = [" A Dog on  the beach &amp; a tower ", "a cat"]  # each pipeline has its own way with these
 
 
 def test_pipelines_find_their_families(request, sdxl, sd, wan):
@@ -19,7 +20,9 @@ def test_pipelines_find_their_families(request, sdxl, sd, wan):
         assert families.find(request.getfixturevalue(name)).__name__ == f"diffusers_dti.families.{module}"
     sdxl.text_encoder = None  # the refiner
     listed = "SDXL, Stable Diffusion 1.5 and 2.x, SANA, Wan"
-    with pytest.raises(ValueError, match=f"supported for {listed}; StableDiffusionXLPipeline is none"):
+    with pytest.raises(
+        ValueError, match=f"supported for {listed}, with all their components; StableDiffusionXLPipeline is none"
+    ):
         families.find(sdxl)
     sd.unet.register_to_config(in_channels=9)  # inpainting
     with pytest.raises(ValueError, match="StableDiffusionPipeline is none"):
@@ -42,19 +45,20 @@ def test_compiled_unets_are_trained_and_those_of_videos_refused(sd):
 @pytest.mark.parametrize("name", NAMES)
 def test_conditioning_is_the_pipelines_own(name, request):
     pipe = request.getfixturevalue(name)
-    ours = families.find(pipe).encode_prompts(pipe, PROMPTS, [0, 0])
+    ours = families.find(pipe).encode_prompts(pipe, UNTIDY, [0, 0])
     settings = {"do_classifier_free_guidance": False, "device": "cpu"}
     if name in ("sana", "sprint"):
         settings.pop("do_classifier_free_guidance") if name == "sprint" else None
-        theirs, mask = pipe.encode_prompt(PROMPTS, **settings)[:2]
-        assert mask.sum(-1).tolist() == ours["mask"].sum(-1).tolist() == [6, 3]
-        for mine, its, real in zip(ours["context"], theirs, (6, 3)):
+        theirs, mask = pipe.encode_prompt(UNTIDY, **settings)[:2]
+        lengths = mask.sum(-1).tolist()
+        assert lengths == ours["mask"].sum(-1).tolist() and lengths[0] > lengths[1] == 3
+        for mine, its, real in zip(ours["context"], theirs, lengths):
             torch.testing.assert_close(mine[:real], its[:real], rtol=1e-5, atol=1e-5)
     elif name in ("wan", "wan22"):
-        theirs = pipe.encode_prompt(PROMPTS, max_sequence_length=512, **settings)[0]
+        theirs = pipe.encode_prompt(UNTIDY, max_sequence_length=512, **settings)[0]
         torch.testing.assert_close(ours["context"], theirs, rtol=1e-5, atol=1e-5)
     else:
-        theirs = pipe.encode_prompt(PROMPTS, num_images_per_prompt=1, **settings)
+        theirs = pipe.encode_prompt(UNTIDY, num_images_per_prompt=1, **settings)
         torch.testing.assert_close(ours["context"], theirs[0])
         if name == "sdxl":
             torch.testing.assert_close(ours["pooled"], theirs[2])
@@ -111,7 +115,9 @@ def test_the_flow_matching_loss_is_the_written_one(name, request):
     """sigma in (0, 1] without any shift, target noise - latents, time sigma · 1000 (paper, section 3; traps 16)."""
     pipe = request.getfixturevalue(name)
     batch, seen = _batch(pipe), {}
-    model = pipe.transformer
+    model, scale = pipe.transformer, {"sana": 0.5, "wan": 1.0}[name]
+    if name == "sana":
+        model.register_to_config(timestep_scale=scale)
 
     def velocity(module, args, kwargs):
         seen.update(zip(("hidden_states", "timestep", "encoder_hidden_states"), args))
@@ -124,7 +130,7 @@ def test_the_flow_matching_loss_is_the_written_one(name, request):
         at = sigma.view(-1, *[1] * (batch.latents.ndim - 1))
         noisy = (1 - at) * batch.latents + at * batch.noise
         torch.testing.assert_close(seen["hidden_states"].double(), noisy, rtol=0, atol=1e-6)
-        torch.testing.assert_close(seen["timestep"].double(), sigma * 1000, rtol=1e-6, atol=0)
+        torch.testing.assert_close(seen["timestep"].double(), sigma * 1000 * scale, rtol=1e-6, atol=0)
         prediction = model(**seen).sample
     expected = (prediction.double() - (batch.noise - batch.latents)).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -138,6 +144,8 @@ def test_a_schedulers_flow_shift_plays_no_part_and_its_kind_does(sana, wan):
         torch.testing.assert_close(families.find(pipe).training_scheduler(pipe).sigmas, even)
     wan.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     torch.testing.assert_close(families.find(wan).training_scheduler(wan).sigmas, 3 * even / (1 + 2 * even))
+    wan.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    torch.testing.assert_close(families.find(wan).training_scheduler(wan).sigmas, even)
     sana.scheduler = diffusers.DDIMScheduler()
     with pytest.raises(ValueError, match="DDIMScheduler with prediction_type 'epsilon' is no scheduler for flow matching"):
         DTITrainer(sana)
@@ -181,6 +189,47 @@ def test_each_of_wans_two_transformers_takes_its_side_of_the_boundary(wan22):
     wan22.transformer_2 = None
     with pytest.raises(ValueError, match=r"boundary_ratio 0.875\) has no transformer_2"):
         DTITrainer(wan22)
+
+
+def test_the_defaults_are_the_authors(sdxl, sana, wan):
+    """Their launchers' (SDXL, SANA 1.5, Wan 2.1)."""
+    names = ("resolution", "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "kappa", "zero_pad")
+    table = {sdxl: (768, 4, 1, 400, 1e-4, None), sana: (1024, 2, 2, 500, 5e-5, True), wan: (512, 2, 2, 500, 5e-5, False)}
+    for pipe, values in table.items():
+        config = DTITrainer(pipe).config
+        assert tuple(getattr(config, n) for n in names) == values
+        assert config.effective_learning_rate == 0.04 and (config.beta, config.token_scale) == (0.0, "mean")
+
+
+@pytest.mark.parametrize("name", ["sana", "wan22"])
+def test_half_precision_and_gradient_checkpointing(name, request, photos, monkeypatch):
+    """A bfloat16 pipeline's VAE encodes in float32, all denoisers are checkpointed, and everything is as before."""
+    pipe = request.getfixturevalue(name).to(torch.bfloat16)
+    family, seen = families.find(pipe), {}
+    models = [pipe.components[n] for n in family.DENOISERS if pipe.components.get(n) is not None]
+    encode = pipe.vae.encode
+
+    def encoding(pixels):
+        seen["vae"] = {p.dtype for p in pipe.vae.parameters()} | {pixels.dtype}
+        return encode(pixels)
+
+    monkeypatch.setattr(pipe.vae, "encode", encoding)
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 4}
+    results = []
+    for checkpointing in (False, True):
+        trainer = DTITrainer(pipe, **settings, gradient_checkpointing=checkpointing)
+
+        def note(trainer, step):
+            seen["checkpointed"] = [m.is_gradient_checkpointing for m in models]
+
+        learned = trainer.fit(photos, callback_on_step_end=note)
+        assert seen == {"vae": {torch.float32}, "checkpointed": [checkpointing] * len(models)}
+        assert not any(m.is_gradient_checkpointing for m in models)
+        assert {p.dtype for p in pipe.vae.parameters()} == {torch.bfloat16}
+        assert learned.directions["text_encoder"].dtype == torch.float32
+        results.append(learned.directions["text_encoder"])
+        pipe.unload_directional_inversion()
+    torch.testing.assert_close(*results, rtol=0, atol=1e-3)
 
 
 def test_dropout_stays_off(wan, photos):

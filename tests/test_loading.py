@@ -115,6 +115,19 @@ def test_upper_case_is_refused_where_prompts_are_lower_cased(sana, wan, concept,
         assert torch.equal(generate(wan, "a <dog> on the beach"), lower) and not torch.equal(generate(wan, "a <Dog>"), upper)
 
 
+@pytest.mark.parametrize("word", ["“dog”", "＜dog＞", "<my  dog>", "<a&amp;b>", "<cafe\u0301>"])
+def test_placeholders_that_would_not_come_through(wan, concept, photos, word):
+    """Wan's pipelines mend quotes, spaces, entities and accents before they read a prompt."""
+    from diffusers_dti import DTITrainer
+
+    before = states(wan)
+    with pytest.raises(ValueError, match="mends prompts before it reads them, and would never see .*plain letters"):
+        wan.load_directional_inversion(concept(wan), token=word)
+    with pytest.raises(ValueError, match="mends prompts"):
+        DTITrainer(wan, placeholder_token=word, initializer_token="dog", resolution=32).fit(photos)
+    assert not differing(states(wan), before)
+
+
 def test_captions_that_are_cleaned(sana, concept, caplog, tmp_path):
     """T7, T27: `clean_caption=True` takes `<dog>` for HTML. A name of letters stays; where it is the default, it is said."""
     from conftest import t5_encoder, t5_tokenizer

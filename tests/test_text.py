@@ -105,6 +105,27 @@ def test_long_prompts_are_cut_off(sana, wan):
     assert families.find(wan).encode_prompts(wan, [long], [2])["context"].shape[1] == 512
 
 
+def test_cut_prompts_keep_their_end(wan):
+    """T5's `</s>`, also behind zeros."""
+    long = ["a dog " * 400, "a cat"]
+    for zeros in ([0, 0], [5, 0]):
+        inputs = encoder_inputs(wan.tokenizer, wan.text_encoder, long, 512, zeros)
+        last = wan.text_encoder.get_input_embeddings()(torch.tensor(1))
+        rows = inputs.get("inputs_embeds")
+        rows = wan.text_encoder.get_input_embeddings()(inputs["input_ids"]) if rows is None else rows
+        assert rows.shape[1] == 512 and torch.equal(rows[0, -1], last)
+
+
+def test_a_placeholder_behind_the_cut_is_refused(sana, photos):
+    """Where zeros may come before the prompt, they count: 290 words and 15 zeros are too many."""
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
+    late = "a " * 290 + "{}"
+    DTITrainer(sana, **settings, templates=[late], zero_pad=False).fit(photos)
+    sana.unload_directional_inversion()
+    with pytest.raises(ValueError, match="the placeholder comes after 285 tokens"):
+        DTITrainer(sana, **settings, templates=[late]).fit(photos)
+
+
 def test_an_embedding_is_looked_up_once(sana):
     """The concept's rows come in by a hook, which must not be passed by where zeros are put in."""
     looked_up = []

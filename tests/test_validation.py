@@ -71,3 +71,22 @@ def test_every_family_draws_at_the_trainings_resolution(name, request, photos):
     with torch.no_grad():
         other = trainer.family.draw(pipe, "a dog on the beach", 32, torch.Generator().manual_seed(trainer.config.seed))
     assert other.tobytes() != picture.tobytes()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizers_padding_stays(sana, photos, side):
+    """SANA's call sets it to the right."""
+    sana.tokenizer.padding_side = side
+    DTITrainer(sana, **SETTINGS | {"resolution": 32}, max_train_steps=1, validation_prompt="a {}").fit(photos)
+    assert sana.tokenizer.padding_side == side
+
+
+def test_pipelines_that_need_more_than_a_prompt_are_told_of_at_once(sdxl, wan):
+    import diffusers
+
+    for pipe, base in ((diffusers.StableDiffusionXLImg2ImgPipeline, sdxl), (diffusers.WanVideoToVideoPipeline, wan)):
+        parts = {k: v for k, v in base.components.items() if k != "transformer_2"}
+        other = pipe(**parts)
+        DTITrainer(other, **SETTINGS)
+        with pytest.raises(ValueError, match=f"{pipe.__name__} draws from more than a prompt .*leave `validation_prompt` out"):
+            DTITrainer(other, **SETTINGS, validation_prompt="a {}")

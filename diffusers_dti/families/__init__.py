@@ -24,4 +24,7 @@ def find(pipe: Any) -> ModuleType:
         if family.matches(pipe):
             return family
     names = ", ".join(f.NAME for f in FAMILIES)
-    raise ValueError(f"Training is supported for {names}; {type(pipe).__name__} is none of them (loading may still work).")
+    raise ValueError(
+        f"Training is supported for {names}, with all their components; {type(pipe).__name__} is none of them (loading may "
+        "still work)."
+    )

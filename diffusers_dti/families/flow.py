@@ -13,19 +13,19 @@ PREDICTION_TYPES = ("flow_prediction", "trigflow")
 
 def training_scheduler(pipe: Any) -> FlowMatchEulerDiscreteScheduler:
     """Sigmas in even steps from 1 down to 1/1000. A sampler's `flow_shift` plays no part, as in the authors' training; the
-    `shift` of a Euler scheduler does.
+    `shift` of schedulers made for flow matching does.
 
     Raises:
         ValueError: for schedulers that are not made for flow matching.
     """
     config = pipe.scheduler.config
-    flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    flow = type(pipe.scheduler).__name__.startswith("FlowMatch")
     if not flow and config.get("prediction_type") not in PREDICTION_TYPES:
         raise ValueError(
             f"{type(pipe.scheduler).__name__} with prediction_type {config.get('prediction_type')!r} is no scheduler for flow "
             "matching: give the pipeline the one that its model was trained with."
         )
-    return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=config.shift if flow else 1.0)
+    return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=config.get("shift", 1.0) if flow else 1.0)
 
 
 def noisy_latents(scheduler: FlowMatchEulerDiscreteScheduler, batch: Batch) -> tuple[Tensor, Tensor]:

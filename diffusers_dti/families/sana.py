@@ -37,8 +37,8 @@ SPRINT_GUIDANCE = 4.5  # the default of its pipeline's call, which the network i
 def matches(pipe: Any) -> bool:
     """SANA and its variants with the same transformer: PAG, ControlNet, Sprint."""
     parts = pipe.components
-    transformer = getattr(parts.get("transformer"), "_orig_mod", parts.get("transformer"))
-    both = isinstance(transformer, SanaTransformer2DModel) and isinstance(parts.get("vae"), AutoencoderDC)
+    transformer, vae = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("transformer", "vae"))
+    both = isinstance(transformer, SanaTransformer2DModel) and isinstance(vae, AutoencoderDC)
     return both and parts.get("text_encoder") is not None
 
 

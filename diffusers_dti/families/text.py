@@ -25,8 +25,9 @@ def encoder_inputs(
             the concept is to work at any position). They are no tokens of the vocabulary: nothing of them can stay behind.
     """
     tokens = tokenizer(
-        list(prompts), padding=True, truncation=True, max_length=length, padding_side="right", return_tensors="pt"
-    )
+        list(prompts), padding=True, truncation=True, max_length=length - max(zero_pads), padding_side="right",
+        return_tensors="pt",
+    )  # fmt: skip
     ids, mask = tokens.input_ids.to(encoder.device), tokens.attention_mask
     if not any(zero_pads):
         return {"input_ids": ids, "attention_mask": mask.to(encoder.device)}
@@ -34,7 +35,7 @@ def encoder_inputs(
     rows = []
     for embedded, real, zeros in zip(encoder.get_input_embeddings()(ids), mask.sum(-1).tolist(), zero_pads, strict=True):
         blank = embedded.new_zeros(zeros, embedded.shape[-1])
-        rows.append(torch.cat([embedded[:start], blank, embedded[start:real]])[:length])
+        rows.append(torch.cat([embedded[:start], blank, embedded[start:real]]))
     lengths = torch.tensor([len(r) for r in rows])
     mask = (torch.arange(max(lengths)) < lengths[:, None]).to(mask.dtype)
     return {"inputs_embeds": pad_sequence(rows, batch_first=True), "attention_mask": mask.to(encoder.device)}

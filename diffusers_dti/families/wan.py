@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -34,8 +33,8 @@ DEFAULTS: dict[str, Any] = {
 def matches(pipe: Any) -> bool:
     """Wan from text alone, also to edit videos; not the models that take a picture's channels beside the latents."""
     parts = pipe.components
-    models = [getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in DENOISERS]
-    vae, models = parts.get("vae"), [m for m in models if m is not None]
+    vae, *models = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("vae", *DENOISERS))
+    models = [m for m in models if m is not None]
     return (
         parts.get("text_encoder") is not None
         and isinstance(vae, AutoencoderKLWan)
@@ -79,6 +78,8 @@ def encode_images(pipe: Any, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tens
 
 def encode_prompts(pipe: Any, prompts: Sequence[str], zero_pads: Sequence[int]) -> dict[str, Tensor]:
     """UMT5's last states, followed by zeros up to 512 positions, which the transformer does not mask: (n, 512, 4096)."""
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
     cleaned = [prompt_clean(p) for p in prompts]
     inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, cleaned, TEXT_LENGTH, zero_pads)
     states = pipe.text_encoder(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
