@@ -56,7 +56,7 @@ def test_every_round_shows_every_photo_once():
 
 def test_draws_have_the_right_distribution():
     made = samples(photos=1)
-    batch = made.batch(0, 3000, torch.device("cpu"))
+    batch = made.batch(0, 4000, torch.device("cpu"))
     assert batch.latents.mean().abs() < 0.01 and (batch.latents.std() - 0.5).abs() < 0.01  # mean 0, std .5
     assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
     assert abs(torch.corrcoef(torch.stack([batch.latents.flatten(), batch.noise.flatten()]))[0, 1]) < 0.01
