@@ -28,7 +28,7 @@ def main() -> None:
         pipe, concept = compare("wan", args.subject, args.steps, args.out / "wan.png")
         pipe.load_directional_inversion(concept)
         scene = scenes.Scene(scenes.TEST_SUBJECTS[args.subject], "large", "in the middle", "mint", "striped")
-        settings = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 12, "guidance_scale": 3.0}
+        settings = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 12, "guidance_scale": 3.0}
         clip(pipe, scene.caption(study.TOKEN), str(args.out / "wan.gif"), **settings)
     else:
         clip(learn(args), args.prompt.replace("{}", WORD), str(args.out / "wan.gif"), num_frames=33)

@@ -48,3 +48,16 @@ def test_a_checkpoint_and_photos_of_ones_own(name, request, photos, tmp_path, mo
         assert Image.open(tmp_path / "out" / "wan.gif").n_frames == 5
     with pytest.raises(SystemExit):
         run(module, monkeypatch, "--model", "some/model")
+
+
+@pytest.mark.parametrize("name", ["sana", "wan"])
+def test_in_the_small_world(name, tmp_path, monkeypatch, capsys):
+    import sana
+    import wan
+
+    run({"sana": sana, "wan": wan}[name], monkeypatch, "--steps", 2, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "Directional Textual Inversion" in printed and f"See {tmp_path / f'{name}.png'}" in printed
+    assert Image.open(tmp_path / f"{name}.png").width > 1000
+    if name == "wan":
+        assert Image.open(tmp_path / "wan.gif").size == (256, 256) and Image.open(tmp_path / "wan.gif").n_frames == 5

@@ -19,7 +19,7 @@ from diffusers_dti import DirectionalInversion, DTITrainer, families
 
 TOKEN = "<thing>"
 TI_RATES = (0.001, 0.005, 0.02)  # before `scale_lr`
-TI_RATE = {"sdxl": 0.001}  # the best of them on dev subjects
+TI_RATE = {"sdxl": 0.001, "sana": 0.02, "wan": 0.02}  # the best of them on dev subjects
 # size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes:
 # the chef outfit of this world. Two changes at once were never in a caption of pretraining.
 PROMPTS = (
