@@ -149,7 +149,7 @@ def load_frozen(work: Path) -> tuple[GemmaTokenizerFast, Gemma2Model, Autoencode
     return tokenizer, encoder, vae
 
 
-def train_transformer(work: Path, steps: int = 4000, batch: int = 32) -> None:
+def train_transformer(work: Path, steps: int = 6500, batch: int = 32) -> None:
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
     transformer = build_transformer()
