@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from .loading import text_pairs
@@ -40,7 +41,7 @@ def check(pipe: Any) -> None:
     """
     parameters = signature(pipe.__call__).parameters
     more = [n for n in ("image", "control_image", "video") if n in parameters]
-    if more or "prompt" not in parameters:
+    if more or isinstance(pipe, ModularPipeline):
         raise ValueError(
             f"{type(pipe).__name__} draws from more than a prompt ({', '.join(more) or 'its blocks'}): leave "
             "`validation_prompt` out, or train a text-to-image pipeline of the same components, which shares what is learned."
