@@ -164,7 +164,8 @@ def _check_cleaning(pipe: Any, word: str) -> None:
             f"{name} mends prompts before it reads them, and would never see {word}: choose a placeholder of plain letters, "
             "such as <dog>."
         )
-    caption = signature(pipe.__call__).parameters.get("clean_caption")
+    # VersatileDiffusionPipeline has no call
+    caption = signature(pipe.__call__).parameters.get("clean_caption") if callable(pipe) else None
     if caption is not None and caption.default is True and word not in _cleaned(clean, word, clean_caption=True):
         logger.warning(f"{name} takes {word} out of prompts unless it is called with clean_caption=False.")
 

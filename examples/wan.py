@@ -5,11 +5,17 @@ With a GPU and photos of your own:
     python examples/wan.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --photos photos/dog --initializer dog
 """
 
-import scenes
-import study
+import sys
+from pathlib import Path
+
 from diffusers import DiffusionPipeline
 from diffusers.utils import export_to_gif
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "worlds"))
+
+import scenes
+import study
 from quickstart import compare
 from sana import WORD, arguments, learn
 

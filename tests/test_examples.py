@@ -1,6 +1,8 @@
 """The example scripts, with less of everything."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
@@ -61,3 +63,21 @@ def test_in_the_small_world(name, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / f"{name}.png").width > 1000
     if name == "wan":
         assert Image.open(tmp_path / "wan.gif").size == (256, 256) and Image.open(tmp_path / "wan.gif").n_frames == 5
+
+
+SCRIPTS = (
+    "quickstart.py",
+    "two_tokens.py",
+    "sana.py",
+    "wan.py",
+    "benchmarks/text_length.py",
+    "worlds/gates.py",
+    "worlds/study.py",
+)
+
+
+def test_every_script_starts_from_anywhere(tmp_path):
+    """In processes of their own, without the paths that pytest sets."""
+    folder = Path(__file__).parent.parent / "examples"
+    runs = [subprocess.Popen([sys.executable, folder / s, "--help"], cwd=tmp_path, stdout=subprocess.DEVNULL) for s in SCRIPTS]
+    assert [run.wait() for run in runs] == [0] * len(SCRIPTS)
