@@ -8,11 +8,12 @@ them with `--share 1`, for a GPU); latents have the size of the authors' resolut
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -87,8 +88,11 @@ def measure(family: str, how: str, share: float, device: str, steps: int) -> dic
     def memory() -> float:
         if device != "cpu":
             return torch.cuda.max_memory_allocated() / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(peak) * 1024 / 1e9
 
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of building the model is not the step's (Linux)
     before, seconds = memory(), []
     with rows.swapped_in(pipe.text_encoder):
         for _ in range(steps):
