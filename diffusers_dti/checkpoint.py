@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the concepts so far, readable as such, and beside them what the optimizer needs to go on."""
+"""Checkpoints of a run: the concepts so far, readable as such, and beside them what the optimizers need to go on."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .adapter import Adapter
 from .inversion import DirectionalInversion
 from .learner import Learner
 
@@ -31,7 +32,8 @@ def save(
     output_dir: str | Path,
     step: int,
     learners: Sequence[Learner],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
+    adapter: Adapter | None,
     settings: dict[str, Any],
 ) -> Path:
     """Write `checkpoint-<step>` as a whole; a run that is killed while it is written leaves no half of one."""
@@ -41,9 +43,12 @@ def save(
     temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=".checkpoint-"))
     try:
         save_concepts(temporary, [x.current() for x in learners])
-        tensors = {f"direction.{i}.{c}": r.direction for i, x in enumerate(learners) for c, r in x.rows.items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        if adapter is not None:
+            adapter.save(temporary)
+        tensors = _trained(learners, adapter)
+        for number, optimizer in enumerate(optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(tensors, temporary / STATE, metadata={"step": str(step), "settings": json.dumps(settings)})
         if folder.exists():
@@ -53,6 +58,13 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _trained(learners: Sequence[Learner], adapter: Adapter | None) -> dict[str, torch.Tensor]:
+    """All parameters in training, by name."""
+    parts = {f"rows.{i}.{c}": r for i, x in enumerate(learners) for c, r in x.rows.items()}
+    parameters = {f"{name}.{k}": p for name, rows in parts.items() for k, p in rows.named_parameters()}
+    return parameters | {f"adapter.{k}": p for k, p in (adapter.parameters if adapter else {}).items()}
 
 
 def find(output_dir: str | Path, which: str | Path) -> Path | None:
@@ -71,8 +83,14 @@ def find(output_dir: str | Path, which: str | Path) -> Path | None:
     raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
 
 
-def load(folder: Path, learners: Sequence[Learner], optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
-    """Put a checkpoint's directions and optimizer state in place and return its step.
+def load(
+    folder: Path,
+    learners: Sequence[Learner],
+    optimizers: Sequence[torch.optim.Optimizer],
+    adapter: Adapter | None,
+    settings: dict[str, Any],
+) -> int:
+    """Put what a checkpoint holds in place and return its step.
 
     Raises:
         ValueError: where the run was another one, naming the settings that differ.
@@ -83,13 +101,13 @@ def load(folder: Path, learners: Sequence[Learner], optimizer: torch.optim.Optim
     differing = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
     if differing:
         raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    with torch.no_grad():
+        for name, parameter in _trained(learners, adapter).items():
+            parameter.copy_(tensors.pop(name))
+    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
-        kind, index, key = name.split(".", 2)
-        if kind == "direction":
-            with torch.no_grad():
-                learners[int(index)].rows[key].direction.copy_(value)
-        else:
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        _, number, index, key = name.split(".", 3)
+        states[int(number)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(optimizers, states):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])

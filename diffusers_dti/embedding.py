@@ -20,14 +20,21 @@ class TrainableRows(nn.Module):
         ids: the concept's token ids, n of them.
         direction: (n, d) float32; the trained parameter. For classic textual inversion it is the raw row.
         scale: (n,) float32; ones for classic textual inversion.
+        train_magnitude: have a trained factor on the scale, `log_factor`, (n, 1), which keeps it positive.
     """
 
-    def __init__(self, ids: list[int], direction: Tensor, scale: Tensor):
+    def __init__(self, ids: list[int], direction: Tensor, scale: Tensor, train_magnitude: bool = False):
         super().__init__()
         self.direction = nn.Parameter(direction.clone())
-        self.register_buffer("scale", scale[:, None].clone())
+        self.log_factor = nn.Parameter(torch.zeros(len(ids), 1)) if train_magnitude else None
+        self.register_buffer("initial_scale", scale[:, None].clone())
         self.register_buffer("ids", torch.tensor(ids))
         self._inside = False
+
+    @property
+    def scale(self) -> Tensor:
+        """The norms, (n, 1)."""
+        return self.initial_scale if self.log_factor is None else self.initial_scale * self.log_factor.exp()
 
     def forward(self) -> Tensor:
         """The rows, (n, d)."""

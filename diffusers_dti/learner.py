@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from . import vocabulary
 from .data import Samples
@@ -27,14 +28,22 @@ class Learner:
 
     @classmethod
     def start(
-        cls, initial: DirectionalInversion, start: Mapping[str, Tensor], samples: Samples, pairs: Mapping[str, Pair], raw: bool
+        cls,
+        initial: DirectionalInversion,
+        samples: Samples,
+        pairs: Mapping[str, Pair],
+        raw: bool = False,
+        train_magnitude: bool = False,
     ) -> "Learner":
-        """From `start`, (n, d) per component: directions, or raw rows."""
+        """Begin at a concept that is loaded: with its directions, or its rows as they are."""
         rows = {}
         for component, (_, encoder) in pairs.items():
             ids = vocabulary.ledger_of(encoder).entries[initial.placeholder_token].ids
-            scale = torch.ones(len(ids)) if raw else initial.scales[component]
-            rows[component] = TrainableRows(ids, start[component], scale).to(encoder.device)
+            if raw:
+                trained = TrainableRows(ids, initial.embeddings[component], torch.ones(len(ids)))
+            else:
+                trained = TrainableRows(ids, initial.directions[component], initial.scales[component], train_magnitude)
+            rows[component] = trained.to(encoder.device)
         return cls(initial, samples, rows, raw)
 
     @contextmanager
@@ -51,7 +60,13 @@ class Learner:
             raw = {component: r().detach() for component, r in self.rows.items()}
             return DirectionalInversion.from_embeddings(self.initial.placeholder_token, raw, self.initial.metadata)
         directions = {component: r.direction.detach().cpu().clone() for component, r in self.rows.items()}
-        return replace(self.initial, directions=directions)
+        scales = {component: r.scale.detach().cpu().flatten() for component, r in self.rows.items()}
+        return replace(self.initial, directions=directions, scales=scales)
+
+    def pull(self) -> Tensor:
+        """Squared distance of the rows to where they began: the mean over entries, summed over encoders (CrossInit)."""
+        starts = self.initial.embeddings
+        return torch.stack([mse_loss(r(), starts[c].to(r.direction.device)) for c, r in self.rows.items()]).sum()
 
     def digests(self) -> dict[str, str]:
         """What tells this training from another one: photos and captions, and where it starts."""

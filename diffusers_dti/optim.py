@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .sphere import project, retract
+from .sphere import project, retract, unit
 
 
 class RiemannianSGD(torch.optim.Optimizer):
@@ -67,3 +67,28 @@ class RiemannianSGD(torch.optim.Optimizer):
         state["second_moment"].copy_(torch.where(moves, second, state["second_moment"]))
         g = g / ((second / (1 - beta ** state["t"].clamp_min(1))).sqrt() + 1e-8)
         v.copy_(torch.where(moves, retract(v, -group["lr"] * g), v))
+
+
+class SphericalAdamW(torch.optim.AdamW):
+    """AdamW on unit rows, which are put back on the sphere after each step: the paper's ablation of Riemannian SGD.
+
+    Args:
+        params: groups of tensors of unit rows (n, d), each with its `prior`, (n, d).
+        lr: AdamW's learning rate.
+        kappa: concentration of the prior, whose gradient is added to the data's.
+    """
+
+    def __init__(self, params: Iterable, lr: float, kappa: float = 0.0):
+        super().__init__(params, lr=lr, weight_decay=0.0)  # decay changes the norm alone, which does not stay
+        self.kappa = kappa
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step for every row."""
+        rows = [(v, group["prior"]) for group in self.param_groups for v in group["params"] if v.grad is not None]
+        for v, prior in rows:
+            v.grad.sub_(prior.to(v), alpha=self.kappa)
+        loss = super().step(closure)
+        for v, _ in rows:
+            v.copy_(unit(v))
+        return loss

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from diffusers.utils import logging
 from PIL import Image
 
@@ -25,11 +26,12 @@ class Report:
     """
 
     def __init__(self, config: DTIConfig, name: str, step: int, settings: dict[str, Any]):
-        self.folder = None if config.output_dir is None else Path(config.output_dir)
+        main = PartialState().is_main_process  # others learn the same and are silent
+        self.folder = Path(config.output_dir) if main and config.output_dir is not None else None
         self.history: list[dict[str, float]] = []
         self.images: dict[int, list[Image.Image]] = {}
         self.accelerator: Any = None
-        if config.report_to is not None:
+        if main and config.report_to is not None:
             from accelerate import Accelerator
 
             self.accelerator = Accelerator(log_with=config.report_to, project_dir=config.output_dir)
@@ -37,7 +39,7 @@ class Report:
             self.accelerator.init_trackers("diffusers-dti", plain)
         if self.folder is not None:
             self._start_log(self.folder / LOG_NAME, step)
-        self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name)
+        self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name, disable=not main)
 
     def _start_log(self, log: Path, step: int) -> None:
         """Keep what the run that is gone on from logged up to its step; of a run from the start, nothing."""

@@ -1,7 +1,5 @@
-"""`DTITrainer`: from a few photos to a token, on any family, by Directional or by classic textual inversion."""
+"""`DTITrainer`: from a few photos to a token, on any family, by any method."""
 
-import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,24 +8,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from diffusers.utils import logging
 from PIL import Image
 
 from . import checkpoint, families, loading, validation, vocabulary
+from .adapter import Adapter
 from .config import DTIConfig
 from .data import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
-from .initializer import initializer_rows
+from .initializer import contextual_rows, initializer_rows
 from .inversion import DirectionalInversion
 from .learner import Learner
+from .loop import Loop
 from .offload import checkpointed, frozen, weights_at_hand
-from .optim import RiemannianSGD
 from .photos import ImageInput, Photo, load_photos
-from .report import Report
 
 logger = logging.get_logger(__name__)
 
-LOG_EVERY = 10  # steps between two readings of loss and angle: each one waits for the device
 # what does not change the result, and so may differ where a run goes on, and is no part of a concept's metadata
 BESIDE_THE_POINT = (
     "output_dir", "checkpointing_steps", "resume_from_checkpoint", "validation_prompt", "validation_steps", "report_to",
@@ -48,7 +45,10 @@ class DTITrainer:
         ValueError: for settings that cannot be, or a pipeline of no supported family.
 
     After `fit`, also after an interruption, `history` is what the log file gets, a dict every 10 steps; `validation_images`
-    are the pictures on the way, by step; `inversion` is the result, `inversions` those of several tokens.
+    are the pictures on the way, by step; `inversion` is the result, `inversions` those of several tokens; `adapter` is what
+    was trained together with them, active in the pipeline until `pipe.unload_lora_weights()`.
+
+    Under `accelerate launch` every process calls `fit`, with a pipeline on its own device; the first one writes.
     """
 
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
@@ -57,6 +57,8 @@ class DTITrainer:
         self._given = replace(config or DTIConfig(), **overrides)
         self.config = self._given.resolved(self.family)
         self.family.training_scheduler(pipe)
+        if self.config.adapter is not None:
+            Adapter.check(pipe, self._denoiser)
         if self.config.validation_prompt:
             validation.check(pipe)
         if self.config.resolution % (side := self.family.resolution_step(pipe)):
@@ -67,6 +69,7 @@ class DTITrainer:
         self.history: list[dict[str, float]] = []
         self.validation_images: dict[int, list[Image.Image]] = {}
         self.inversions: dict[str, DirectionalInversion] = {}
+        self.adapter: Adapter | None = None
 
     @property
     def inversion(self) -> DirectionalInversion | None:
@@ -104,26 +107,45 @@ class DTITrainer:
             photos = {word: load_photos(own) for word, own in images.items()}
         else:
             photos = {self._placeholder(): load_photos(images, captions, masks)}
-        raw = {word: initializer_rows(self._pairs(), self._initializer(word), self.config.num_vectors) for word in photos}
-        initial = {word: self._initial(word, rows) for word, rows in raw.items()}
-        loaded: list[str] = []
+        initial = {word: self._initial(word) for word in photos}
+        adapter, loaded = None, []
         try:
             for word, concept in initial.items():
                 loading.place(self.pipe, concept, self.config.pooling, adopt=False)
                 loaded.append(word)
             denoisers = [self.pipe.components[n] for n in self.family.DENOISERS if self.pipe.components.get(n) is not None]
             with frozen(self.pipe), checkpointed(denoisers, self.config.gradient_checkpointing):
-                learners = [self._learner(initial[word], raw[word], photos[word]) for word in photos]
-                self._train(learners, callback_on_step_end)
+                learners = [self._learner(initial[word], photos[word]) for word in photos]
+                if self.config.adapter is not None:
+                    name = "-".join(photos)
+                    adapter = Adapter(
+                        self.pipe, self._denoiser, self.config.adapter, self.config.adapter_rank, name, self.config.seed
+                    )
+                on_step = None if callback_on_step_end is None else lambda step: callback_on_step_end(self, step)
+                loop = Loop(self.pipe, self.family, self.config, learners, adapter, on_step)
+                self.history, self.validation_images = loop.report.history, loop.report.images
+                self.inversions, self.adapter = loop.inversions, adapter
+                loop.run()
                 for learner in learners:
                     for component, (_, encoder) in self._pairs().items():
                         vocabulary.set_rows(encoder, component, self.inversions[learner.initial.placeholder_token])
+                if adapter is not None:
+                    adapter.train(False)
         except BaseException:
             loading.unload_directional_inversion(self.pipe, loaded)
+            if adapter is not None:
+                adapter.remove()
             raise
-        if self.config.output_dir is not None:
-            checkpoint.save_concepts(self.config.output_dir, list(self.inversions.values()))
+        if self.config.output_dir is not None and PartialState().is_main_process:
+            self.save_pretrained(self.config.output_dir)
         return dict(self.inversions) if isinstance(images, Mapping) else self.inversion
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write what was learned: a concept into the folder, several into a folder each; and beside them the adapter, as
+        `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads."""
+        if self.adapter is not None:
+            self.adapter.save(save_directory)
+        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
 
     def plot(self, path: str | Path) -> None:
         """Draw loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`)."""
@@ -162,16 +184,30 @@ class DTITrainer:
         given = self.config.initializer_token
         return (given.get(word) if isinstance(given, Mapping) else given) or self.config.learnable_property
 
-    def _initial(self, word: str, rows: dict[str, torch.Tensor]) -> DirectionalInversion:
+    @property
+    def _denoiser(self) -> str:
+        """The model that an adapter is trained in."""
+        present = [n for n in self.family.DENOISERS if self.pipe.components.get(n) is not None]
+        if len(present) > 1:
+            raise ValueError(f"An adapter is trained in one model, and {type(self.pipe).__name__} has {' and '.join(present)}.")
+        return present[0]
+
+    def _initial(self, word: str) -> DirectionalInversion:
         """The initializer's directions, at the scale that the method starts from."""
+        c, pairs = self.config, self._pairs()
+        if c.method == "crossinit":
+            with frozen(self.pipe):
+                rows = contextual_rows(pairs, self._initializer(word), c.num_vectors)
+        else:
+            rows = initializer_rows(pairs, self._initializer(word), c.num_vectors)
         initial = DirectionalInversion.from_embeddings(word, rows, self._metadata(word))
-        if self.config.method == "ti":
+        if c.raw or c.token_scale == "initializer":
             return initial
-        pairs = self._pairs()
         with ExitStack() as stack:
             for _, encoder in pairs.values():
                 stack.enter_context(weights_at_hand(encoder))
-            return loading.rescale(pairs, initial, self.config.token_scale)
+            scaled = loading.rescale(pairs, initial, c.token_scale)
+        return replace(scaled, metadata=initial.metadata)
 
     def _metadata(self, word: str) -> dict[str, Any]:
         c, initializer = self.config, self._initializer(word)
@@ -184,13 +220,13 @@ class DTITrainer:
             "base_model": Path(base).name if os.path.isdir(base) else base,  # a local path is nobody else's business
             "family": self.family.NAME,
             "method": c.method,
-            "scale_rule": "learned" if c.method == "ti" else c.token_scale,
+            "scale_rule": "learned" if c.raw or c.train_magnitude else c.token_scale,
             "pooling": c.pooling,
             "training": settings | {"placeholder_token": word, "initializer_token": initializer},
             "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
         }
 
-    def _learner(self, initial: DirectionalInversion, raw: dict[str, torch.Tensor], photos: Sequence[Photo]) -> Learner:
+    def _learner(self, initial: DirectionalInversion, photos: Sequence[Photo]) -> Learner:
         c, pipe, family = self.config, self.pipe, self.family
         templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
         captions = [photo.caption for photo in photos]
@@ -206,8 +242,7 @@ class DTITrainer:
             c.seed,
             c.zero_pad,
         )
-        is_raw = c.method == "ti"
-        return Learner.start(initial, raw if is_raw else initial.directions, samples, self._pairs(), is_raw)
+        return Learner.start(initial, samples, self._pairs(), c.raw, c.train_magnitude)
 
     def _check_prompts(self, word: str, prompts: Sequence[str]) -> None:
         """Whether the whole token fits into the tokenizer's window in each prompt: else it would learn nothing."""
@@ -221,100 +256,3 @@ class DTITrainer:
                         f"In {prompt!r} the placeholder comes after {length} tokens, where the prompt is "
                         "cut: shorten it, or put the placeholder further in front."
                     )
-
-    def _optimizer(self, learners: Sequence[Learner]) -> torch.optim.Optimizer:
-        c = self.config
-        if c.method == "ti":
-            # diffusers' textual inversion scripts
-            parameters = [r.direction for x in learners for r in x.rows.values()]
-            return torch.optim.AdamW(parameters, lr=c.effective_learning_rate, weight_decay=1e-2)
-        groups = [
-            {"params": [r.direction], "prior": x.initial.directions[component].to(r.direction.device)}
-            for x in learners
-            for component, r in x.rows.items()
-        ]
-        return RiemannianSGD(groups, lr=c.effective_learning_rate, kappa=c.kappa, beta=c.beta)
-
-    # --------------------------------------------------------------------------------------------------------- the loop
-    def _train(self, learners: Sequence[Learner], callback: Callable[["DTITrainer", int], None] | None) -> None:
-        c, pipe = self.config, self.pipe
-        words = [x.initial.placeholder_token for x in learners]
-        optimizer, scheduler = self._optimizer(learners), self.family.training_scheduler(pipe)
-        settings: dict[str, Any] = {"tokens": words}  # in their order
-        for word, learner in zip(words, learners):
-            own = json.loads(json.dumps(learner.initial.metadata["training"])) | learner.digests()
-            settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}  # a run may be made longer
-        step = 0
-        if c.resume_from_checkpoint and (folder := checkpoint.find(c.output_dir, c.resume_from_checkpoint)):
-            step = checkpoint.load(folder, learners, optimizer, settings)
-            logger.info(f"Going on from {folder}.")
-        report = Report(c, ", ".join(words), step, learners[0].initial.metadata["training"])
-        self.history, self.validation_images, self.inversions = report.history, report.images, {}
-        # float16 needs its losses scaled up; they are scaled back before the optimizer, which weighs them against the prior
-        half = torch.float16 in {m.dtype for m in pipe.components.values() if isinstance(m, torch.nn.Module)}
-        scaler = torch.amp.GradScaler(pipe.device.type, init_scale=2.0**14, enabled=half)
-        totals, readings = torch.zeros(len(learners), device=pipe.device), 0
-        with ExitStack() as stack:
-            stack.callback(report.close)
-            for learner in learners:
-                stack.enter_context(learner.swapped_in(self._pairs()))
-            try:
-                while step < c.max_train_steps:
-                    losses = self._accumulate(learners, step, scheduler, scaler)
-                    scaler.unscale_(optimizer)
-                    scaler.step(optimizer)
-                    optimizer.zero_grad(set_to_none=True)
-                    if half and _overflowed(scaler):
-                        continue  # the same samples again, at half the scale: no step is lost
-                    totals, readings, step = totals + losses, readings + 1, step + 1
-                    report.bar.update()
-                    if step % LOG_EVERY == 0 or step == c.max_train_steps:
-                        means = dict(zip(words, (totals / readings).tolist()))
-                        skipped = sum(int(s["skipped"].sum()) for s in optimizer.state.values() if "skipped" in s)
-                        report.figures(step, means, {w: x.figures() for w, x in zip(words, learners)}, skipped)
-                        totals, readings = torch.zeros_like(totals), 0
-                    if c.validation_prompt and (step % c.validation_steps == 0 or step == c.max_train_steps):
-                        prompts = [c.validation_prompt] if isinstance(c.validation_prompt, str) else c.validation_prompt
-                        prompts = [p.replace("{}", word) for p in prompts for word in (words if "{}" in p else words[:1])]
-                        with torch.no_grad():
-                            report.pictures(step, validation.generate(pipe, self.family, prompts, c.resolution, c.seed))
-                    if c.checkpointing_steps and step % c.checkpointing_steps == 0:
-                        checkpoint.save(c.output_dir, step, learners, optimizer, settings)
-                    if callback is not None:
-                        callback(self, step)
-                self.inversions = {w: x.current() for w, x in zip(words, learners)}
-            except BaseException:  # an interruption too: what was trained is kept
-                for word, learner in zip(words, learners):
-                    with contextlib.suppress(ValueError):  # raw rows may have become infinite: not to hide the error
-                        self.inversions[word] = learner.current()
-                if len(self.inversions) == len(words) and c.output_dir is not None and step:
-                    folder = checkpoint.save(c.output_dir, step, learners, optimizer, settings)
-                    logger.warning(f'Stopped at step {step}; go on with resume_from_checkpoint="{folder.name}".')
-                raise
-
-    def _accumulate(self, learners: Sequence[Learner], step: int, scheduler: Any, scaler: torch.amp.GradScaler) -> torch.Tensor:
-        """One step's gradients, averaged over accumulated batches; returns each concept's mean loss."""
-        c, pipe, family = self.config, self.pipe, self.family
-        autocast = contextlib.nullcontext()
-        if c.mixed_precision == "bf16":
-            autocast = torch.autocast(pipe.device.type, dtype=torch.bfloat16)
-        losses = []
-        for learner in learners:
-            total = torch.zeros((), device=pipe.device)
-            for micro in range(c.gradient_accumulation_steps):
-                first = (step * c.gradient_accumulation_steps + micro) * c.train_batch_size
-                batch = learner.samples.batch(first, c.train_batch_size, pipe.device)
-                with autocast:
-                    conditioning = family.encode_prompts(pipe, batch.prompts, batch.zero_pads)
-                    loss = family.loss(pipe, scheduler, batch, conditioning)
-                scaler.scale(loss / c.gradient_accumulation_steps).backward()
-                total = total + loss.detach() / c.gradient_accumulation_steps
-            losses.append(total)
-        return torch.stack(losses)
-
-
-def _overflowed(scaler: torch.amp.GradScaler) -> bool:
-    """Update the scale and say whether the step was left out; below a scale of 1 it is not for overflow that it was."""
-    before = scaler.get_scale()
-    scaler.update()
-    return 1 < before > scaler.get_scale()

@@ -10,13 +10,22 @@ from diffusers_dti import DirectionalInversion, DTITrainer, checkpoint
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
-@pytest.mark.parametrize("method", ["dti", "ti"])
+@pytest.mark.parametrize("method", ["dti", "ti", "crossinit", "dco", "oft", "adamw", "magnitude"])
 def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
-    settings = SETTINGS | {"method": method, "beta": 0.9}
-    whole = DTITrainer(sdxl, **settings, max_train_steps=8).fit(photos)
-    sdxl.unload_directional_inversion()
+    more = {"adamw": {"optimizer": "adamw"}, "magnitude": {"train_magnitude": True}}.get(method, {"method": method})
+    settings = SETTINGS | {"beta": 0.9} | more
+
+    def clear():
+        if method in ("dco", "oft"):
+            sdxl.unload_lora_weights()
+        sdxl.unload_directional_inversion()
+
+    trainer = DTITrainer(sdxl, **settings, max_train_steps=8)
+    whole = trainer.fit(photos)
+    adapted = {k: p.clone() for k, p in trainer.adapter.parameters.items()} if trainer.adapter else {}
+    clear()
     first = DTITrainer(sdxl, **settings, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
-    sdxl.unload_directional_inversion()
+    clear()
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     early = sdxl.load_directional_inversion(tmp_path / "checkpoint-2", token="<early>")  # a snapshot that may be chosen
     assert not torch.equal(early.embeddings["text_encoder"], first.embeddings["text_encoder"])
@@ -30,6 +39,10 @@ def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
     assert resumed.history[-1]["step"] == 8
     for component, rows in whole.embeddings.items():
         assert torch.equal(again.embeddings[component], rows)
+    for name, parameter in adapted.items():
+        assert torch.equal(resumed.adapter.parameters[name], parameter)
+    if adapted:
+        assert (tmp_path / "checkpoint-4" / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_an_interrupted_run_keeps_what_it_learned(sdxl, photos, tmp_path, monkeypatch):

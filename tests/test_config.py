@@ -11,6 +11,21 @@ def test_the_family_fills_what_is_not_said():
     assert DTIConfig(method="ti").resolved(sdxl).learning_rate == 0.005
 
 
+def test_methods_are_settings():
+    """The authors' launchers."""
+    for settings, expected in (
+        ({}, {"optimizer": "rsgd", "adapter": None, "dco_beta": 0, "reg_lambda": 0, "max_train_steps": 400}),
+        ({"method": "ti"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 0, "max_train_steps": 400}),
+        ({"method": "crossinit"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 1e-5}),
+        ({"method": "dco"}, {"adapter": "lora", "adapter_rank": 4, "dco_beta": 1000, "max_train_steps": 250}),
+        ({"method": "oft"}, {"adapter": "oft", "adapter_learning_rate": 5e-5, "dco_beta": 0, "max_train_steps": 150}),
+        ({"method": "dco", "max_train_steps": 9, "dco_beta": 0}, {"max_train_steps": 9, "dco_beta": 0, "adapter": "lora"}),
+        ({"method": "ti", "adapter": "oft"}, {"adapter": "oft", "optimizer": "adamw", "max_train_steps": 400}),
+    ):
+        config = DTIConfig(**settings).resolved(sdxl)
+        assert {k: getattr(config, k) for k in expected} == expected
+
+
 def test_the_effective_rate_is_the_authors():
     assert DTIConfig().resolved(sdxl).effective_learning_rate == pytest.approx(0.04)
     assert DTIConfig(gradient_accumulation_steps=2).resolved(sdxl).effective_learning_rate == pytest.approx(0.08)
@@ -20,13 +35,20 @@ def test_the_effective_rate_is_the_authors():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "lora"}, "method must be one of dti, ti, got 'lora'"),
+        ({"method": "lora"}, "method must be one of dti, ti, crossinit, dco, oft, got 'lora'"),
         ({"pooling": "mean"}, "pooling must be"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be"),
         ({"max_train_steps": 0}, "max_train_steps must be at least 1, got 0"),
         ({"resolution": -1}, "resolution must be at least 1"),
         ({"checkpointing_steps": 10}, "output_dir"),
         ({"templates": ["a photo"]}, "Every template"),
+        ({"optimizer": "sgd"}, "optimizer must be one of None, rsgd, adamw"),
+        ({"adapter": "loha"}, "adapter must be one of None, lora, oft"),
+        ({"method": "ti", "optimizer": "rsgd"}, "trains raw rows"),
+        ({"method": "crossinit", "train_magnitude": True}, "trains raw rows"),
+        ({"reg_lambda": 1e-5}, "kappa"),
+        ({"dco_beta": 1000.0}, 'give adapter="lora"'),
+        ({"adapter_rank": 0}, "adapter_rank must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
