@@ -41,11 +41,11 @@ def load_photos(
     Raises:
         ValueError: for no photos at all, or captions and masks that do not fit them. OSError: for a file that is no picture.
     """
-    found: list[tuple[ImageInput, str | None]]
+    found: Sequence[tuple[ImageInput, str | None]]
     if hasattr(images, "column_names"):
         found = _from_dataset(images)
     elif isinstance(images, str | Path) and Path(images).is_dir():
-        found = _from_folder(Path(images))
+        found = pictures_in(Path(images))
     else:
         found = [(image, None) for image in ([images] if isinstance(images, str | Path | Image.Image) else images)]
     if not found:
@@ -69,7 +69,12 @@ def load_photos(
     return photos
 
 
-def _from_folder(folder: Path) -> list[tuple[ImageInput, str | None]]:
+def pictures_in(folder: Path) -> list[tuple[Path, str | None]]:
+    """The folder's pictures in the order of their names, each with its caption.
+
+    Raises:
+        ValueError: where there are none.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not pictures:
