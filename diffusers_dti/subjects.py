@@ -91,7 +91,7 @@ def _subject(source: Path, name: str, entry: dict[str, Any], mask_folder: Path |
     path = next((p for p in (Path(entry["path"]), source.parent / entry["path"]) if p.exists()), None)
     if path is None:
         raise OSError(
-            f"{where}: its path {entry['path']} is neither in the current folder nor in {source.parent}. "
+            f"{where}: its path {entry['path']} is neither in the current folder nor beside the file. "
             "Correct the path, or put the pictures there."
         )
     files, captions = _pictures(where, path, entry.get("images"))

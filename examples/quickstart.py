@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).parent / "worlds"))
 
+import measure
 import scenes
 import study
 from diffusers import DiffusionPipeline
@@ -63,12 +64,12 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
     pipe = open_world(world)
     subject = scenes.TEST_SUBJECTS[number]
     print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.TI_RATE[world]}  # the best of three for it
-    *classic, _ = study.learned(pipe, subject, 0, max_train_steps=steps, **ti)
-    *directional, concept = study.learned(pipe, subject, 0, max_train_steps=steps)
+    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # the best of three for it
+    *classic, _ = measure.learned(pipe, subject, 0, max_train_steps=steps, **ti)
+    *directional, concept = measure.learned(pipe, subject, 0, max_train_steps=steps)
     rows = [
-        (f'the word "{subject.shape}" alone', *study.in_words(pipe, subject, subject.shape, seed=0)),
-        ("the description in words", *study.in_words(pipe, subject, None, seed=0)),
+        (f'the word "{subject.shape}" alone', *measure.in_words(pipe, subject, subject.shape, seed=0)),
+        ("the description in words", *measure.in_words(pipe, subject, None, seed=0)),
         ("Textual Inversion", *classic),
         ("Directional Textual Inversion", *directional),
     ]  # fmt: skip
@@ -76,7 +77,7 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
     for name, _, figures in rows:
         print(f"{name:32}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    texts = [p.text for p in study.prompts(subject, study.TOKEN)]
+    texts = [p.text for p in measure.prompts(subject, measure.TOKEN)]
     sheet(scenes.photos(subject, pixels=world_of(pipe).pixels, seed=0), texts, rows).save(out)
     print(f"See {out}.")
     return pipe, concept

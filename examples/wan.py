@@ -14,8 +14,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "worlds"))
 
+import measure
 import scenes
-import study
 from quickstart import compare
 from sana import WORD, arguments, learn
 
@@ -35,7 +35,7 @@ def main() -> None:
         pipe.load_directional_inversion(concept)
         scene = scenes.Scene(scenes.TEST_SUBJECTS[args.subject], "large", "in the middle", "mint", "striped")
         settings = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 12, "guidance_scale": 3.0}
-        clip(pipe, scene.caption(study.TOKEN), str(args.out / "wan.gif"), **settings)
+        clip(pipe, scene.caption(measure.TOKEN), str(args.out / "wan.gif"), **settings)
     else:
         clip(learn(args), args.prompt.replace("{}", WORD), str(args.out / "wan.gif"), num_frames=33)
 

@@ -111,7 +111,11 @@ def test_masks_where_there_are_any(write, tmp_path):
         ({"dog": {"path": "photos/dog"}}, ValueError, "'dog' of .* needs a \"class\""),
         (dog(**{"class": ""}), ValueError, "'dog' of .* needs a \"class\""),
         (dog(initialization=3), ValueError, "'dog' of .*\"initialization\" that is no text: give words, or leave it out"),
-        (dog(path="photos/doge"), OSError, "'dog' of .*photos/doge is neither in the current folder nor in .* Correct"),
+        (
+            dog(path="photos/doge"),
+            OSError,
+            "'dog' of .*photos/doge is neither in the current folder nor beside the file. Correct",
+        ),
         (dog(path="."), ValueError, r"'dog' of .* has no pictures"),
         (dog(images=["0.png", "7.png", "8.png"]), OSError, r"'dog' of .* lacks 7\.png, 8\.png\. Put them there, or take"),
         (dog(images=[]), ValueError, "'dog' of .*\"images\" must be a list of file names; leave it out"),

@@ -4,6 +4,7 @@ import importlib
 import random
 
 import gates
+import measure
 import pytest
 import scenes
 import study
@@ -33,12 +34,12 @@ def test_the_verifier_says_when_it_cannot_tell():
 
 def test_a_wrong_picture_scores_what_it_has_right():
     bundle = scenes.TEST_SUBJECTS[0]
-    asked = study.prompts(bundle, study.TOKEN)
+    asked = measure.prompts(bundle, measure.TOKEN)
     right = torch.stack([scenes.draw(p.scene, 32) for p in asked])
-    assert study.scores(right, asked) == {"subject": 1.0, "prompt": 1.0}
+    assert measure.scores(right, asked) == {"subject": 1.0, "prompt": 1.0}
     other = scenes.Bundle(bundle.shape, bundle.fill, "no", "no")
     bare = torch.stack([scenes.draw(scenes.replace(p.scene, bundle=other), 32) for p in asked])
-    found = study.scores(bare, asked)
+    found = measure.scores(bare, asked)
     # 8 x 4 subject attributes less 9 changed ones are 23, 10 of them borders and dots; of the 41 others 3 fills are wrong
     assert found == pytest.approx({"subject": 1 - 10 / 23, "prompt": 1 - 3 / 41})
     texts = [p.text for p in asked]
@@ -178,9 +179,10 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     gates.main()
     assert "norms of text_encoder_2, 914 rows" in capsys.readouterr().out
     few = ["--subjects", "1", "--seeds", "1", "--steps", "2", "--results", str(tmp_path / "out" / "study.jsonl")]
+    few += ["--methods", "initializer word", "description in words", "DTI", "TI"]
     for _ in range(2):  # the second time from the results kept
         monkeypatch.setattr("sys.argv", ["study.py", "test", *few])
         study.main()
         table = capsys.readouterr().out
-        assert table.count("\n| ") == 6 and "| DTI | " in table
-    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 6
+        assert table.count("\n| ") == 5 and "| TI, rate 0.001, rescaled | " in table
+    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 4
