@@ -1,0 +1,154 @@
+"""What subjects are drawn in: prompts for objects and for living subjects, our own or from a file."""
+
+import re
+from pathlib import Path
+
+OBJECT_PROMPTS = (
+    # places
+    "a {} among ferns on a mossy forest floor",
+    "a {} half buried in fresh snow",
+    "a {} on a pebble shore at low tide",
+    "a {} on a narrow street in Lisbon",
+    "a {} at the rim of a volcano",
+    "a {} in a field of lavender",
+    "a {} on the deck of a sailing boat",
+    "a {} at the bottom of a swimming pool",
+    "a {} on a rock in a mountain stream",
+    "a {} in the crater of a grey moon, the earth above the horizon",
+    # surfaces
+    "a {} on a checkered picnic blanket",
+    "a {} on a black marble counter",
+    "a {} on a heap of orange leaves",
+    "a {} on a stack of old books",
+    "a {} on crumpled yellow paper",
+    "a {} on a green velvet cushion",
+    "a {} on a grand piano",
+    "a {} on a workbench between hammers and saws",
+    # backgrounds
+    "a {} with a windmill behind it",
+    "a {} with the Golden Gate Bridge in the distance",
+    "a {} with a stormy sea behind it",
+    "a {} with a wall of ivy behind it",
+    "a {} with fireworks in the night sky behind it",
+    "a {} with a row of colorful beach huts in the background",
+    # colours, materials, situations
+    "a blue {}",
+    "a green {} on a white table",
+    "a {} carved from dark wood",
+    "a {} made of clear glass",
+    "a {} knitted from thick wool",
+    "a rusty {} on a scrapyard",
+    "a {} covered in frost",
+    "a {} wrapped in brown paper and string",
+    "a {} with soap bubbles drifting around it",
+    "a {} lit by a single candle in a dark room",
+    "a pencil drawing of a {}",
+    # several clauses, the token late
+    "a child's desk with crayons, a globe and a {}",
+    "in the window of a toy shop at Christmas stands a {}",
+    "a robot arm that holds up a {}",
+    "behind the glass of a museum case, lit from above, a {}",
+    "an astronaut kneels in red dust on Mars and picks up a {}",
+    "a rainy evening in Tokyo, neon signs mirrored in a puddle, and beside the puddle a {}",
+)
+
+LIVE_PROMPTS = (
+    # places
+    "a {} in tall grass by a river",
+    "a {} in deep snow between fir trees",
+    "a {} on a sand dune in the desert",
+    "a {} on the steps of an old temple",
+    "a {} in a market street in Marrakesh",
+    "a {} in a rowing boat on a calm lake",
+    "a {} in an orchard full of blossom",
+    "a {} in an empty subway car",
+    # surfaces and backgrounds
+    "a {} on a leather armchair",
+    "a {} on a red carpet",
+    "a {} on a bale of hay",
+    "a {} with a waterfall behind it",
+    "a {} with the Colosseum in the background",
+    "a {} with hot air balloons in the sky behind it",
+    "a {} with a brick wall full of graffiti behind it",
+    # outfits
+    "a {} in a knight's armor",
+    "a {} in a raincoat and rubber boots",
+    "a {} in a white lab coat",
+    "a {} in a pirate costume",
+    "a {} in a blue kimono",
+    "a {} in a soccer jersey",
+    "a {} dressed as a mail carrier",
+    # accessories
+    "a {} wearing a straw hat",
+    "a {} wearing large headphones",
+    "a {} wearing a green bow tie",
+    "a {} wearing a crown of daisies",
+    "a {} wearing swimming goggles",
+    "a {} with a small backpack",
+    # activities
+    "a {} playing a drum kit",
+    "a {} reading a newspaper at a breakfast table",
+    "a {} riding a skateboard down a hill",
+    "a {} painting at an easel",
+    "a {} asleep in front of a fireplace",
+    "a {} blowing out the candles on a birthday cake",
+    "an orange {} made of clay",
+    "a watercolor of a {}",
+    # several clauses, the token late
+    "through the round window of a submarine looks a {}",
+    "a crowded ice rink, and in the middle of it, on skates, a {}",
+    "on the throne of a dark castle, under banners, sits a {}",
+    "a farmer in a straw hat drives a tractor, and next to him sits a {}",
+    "a long table set for a feast, with candles and fruit, and at its head, in a purple cape, a {}",
+)
+
+# Words that mean a living subject wherever they end a class. Those that often end a thing's are left out: a teddy bear,
+# a rubber duck, a stuffed animal, a computer mouse.
+LIVE_CLASSES = frozenset(
+    """cat kitten dog puppy corgi poodle terrier retriever husky dachshund bulldog labrador beagle horse pony foal donkey cow
+    calf bull sheep lamb goat pig piglet rabbit bunny hamster squirrel hedgehog fox wolf lion tiger leopard cheetah elephant
+    giraffe zebra monkey gorilla panda koala kangaroo sloth otter raccoon deer bird parrot owl eagle chicken rooster hen
+    penguin pigeon goose swan fish goldfish turtle tortoise frog lizard snake dolphin whale
+    person people man woman boy girl child baby kid toddler lady guy gentleman""".split()
+)
+
+_DREAMBOOTH = re.compile(r"""^(['"])(?P<prompt>.*)\1\.format\(.*\),?$""")
+_DREAMBOOTH_HEADINGS = {"object prompts": ["object"], "live subject prompts": ["live"]}
+
+
+def is_live(word: str) -> bool:
+    """Whether a class, of one word or several, is a living subject's: its last word decides."""
+    return word.lower().rpartition(" ")[2] in LIVE_CLASSES
+
+
+def read_prompts(path: str | Path) -> dict[str, list[str]]:
+    """Prompts with one "{}" each, for the kinds "object" and "live".
+
+    Args:
+        path: DreamBooth's own `prompts_and_classes.txt`, or a text file with a prompt a line, which are then for both kinds.
+            Blank lines and lines that start with # are skipped.
+
+    Raises:
+        ValueError: for a prompt that has not exactly one "{}", or a file without prompts. OSError: for no such file.
+    """
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[str]] = {"object": [], "live": []}
+    dreambooth = any(_DREAMBOOTH.match(line) for line in lines)
+    kinds = ["object"] if dreambooth else ["object", "live"]
+    for number, line in enumerate(lines, start=1):
+        prompt = line
+        if dreambooth:
+            if match := _DREAMBOOTH.match(line):
+                prompt = match["prompt"].replace("{0} {1}", "{}")
+            else:  # a heading, the table of classes, or Python's brackets
+                kinds = _DREAMBOOTH_HEADINGS.get(line.lower(), kinds)
+                continue
+        elif not line or line.startswith("#"):
+            continue
+        if re.findall("[{}]", prompt) != ["{", "}"] or "{}" not in prompt:
+            raise ValueError(f'{path}, line {number}: {line!r} must have exactly one "{{}}", where the subject goes.')
+        for kind in kinds:
+            found[kind].append(prompt)
+    if missing := [kind for kind, prompts in found.items() if not prompts]:
+        raise ValueError(f'{path} has no prompts for {" and ".join(missing)}: write one a line, with "{{}}" for the subject.')
+    return found

@@ -1,0 +1,89 @@
+import pytest
+
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_prompts
+
+DREAMBOOTH = """Classes
+
+subject_name,class
+can,can
+cat,cat
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} under water'.format(unique_token, class_token),
+'a yellow {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} under water'.format(unique_token, class_token),
+"a {0} {1} in a jester's cap".format(unique_token, class_token),
+'a tall {0} {1}'.format(unique_token, class_token)
+]
+"""
+
+
+@pytest.mark.parametrize("prompts", [OBJECT_PROMPTS, LIVE_PROMPTS])
+def test_as_many_prompts_as_the_papers_one_subject_each(prompts):
+    assert len(prompts) == len(set(prompts)) == 41
+    for prompt in prompts:
+        before, after = prompt.split("{}")
+        assert prompt.format("dog") == f"{before}dog{after}" and before.endswith(" ") and prompt == prompt.strip()
+        assert len(prompt.split()) < 25  # fits into 64 tokens
+    assert sum(prompt.endswith("{}") for prompt in prompts) >= 5  # the token late
+
+
+@pytest.mark.parametrize(
+    ("word", "live"),
+    [
+        *(("dog", True), ("Cat", True), ("old woman", True)),
+        *(("teapot", False), ("stuffed animal", False), ("teddy bear", False), ("dog toy", False), ("", False)),
+    ],
+)
+def test_the_last_word_decides_what_lives(word, live):
+    assert is_live(word) is live
+
+
+def test_the_classes_of_dreambooth_are_told_apart():
+    things = "backpack,stuffed animal,bowl,can,candle,clock,sneaker,toy,boot,glasses,cartoon,teapot,vase".split(",")
+    assert not any(map(is_live, things)) and is_live("cat") and is_live("dog")
+
+
+def test_dreambooths_file(tmp_path):
+    path = tmp_path / "prompts_and_classes.txt"
+    path.write_text(DREAMBOOTH)
+    assert read_prompts(path) == {
+        "object": ["a {} under water", "a yellow {}"],
+        "live": ["a {} under water", "a {} in a jester's cap", "a tall {}"],
+    }
+
+
+def test_a_prompt_a_line(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("# mine\n\n a {} in a café \nbeside a tree, a {}\n", encoding="utf-8")
+    assert read_prompts(path) == {kind: ["a {} in a café", "beside a tree, a {}"] for kind in ("object", "live")}
+
+
+@pytest.mark.parametrize("line", ["a dog", "a {} and a {}", "a {0}", "a {} in {place}", "a { } here"])
+def test_a_line_without_one_place_for_the_subject_is_named(tmp_path, line):
+    path = tmp_path / "mine.txt"
+    path.write_text(f"a {{}} at sea\n\n{line}\n")
+    with pytest.raises(ValueError, match="line 3: .*exactly one"):
+        read_prompts(path)
+
+
+def test_files_that_lack_prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="no prompts for object and live"):
+        read_prompts(path)
+    path.write_text(DREAMBOOTH.split("Live")[0])
+    with pytest.raises(ValueError, match="no prompts for live"):
+        read_prompts(path)
+    path.write_text(DREAMBOOTH.replace("a tall {0} {1}", "a tall {0}"))
+    with pytest.raises(ValueError, match="line 21: .*exactly one"):
+        read_prompts(path)
