@@ -1,7 +1,6 @@
 """The training loop: samples to losses to steps, over as many processes as `accelerate launch` started."""
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import ModuleType
@@ -76,7 +75,7 @@ class Loop:
         self.processes = PartialState()
         self.settings: dict[str, Any] = {"tokens": self.words}  # in their order
         for word, learner in zip(self.words, learners):
-            own = json.loads(json.dumps(learner.initial.metadata["training"])) | learner.digests()
+            own = learner.initial.metadata["training"] | learner.digests()
             # a run may be made longer
             self.settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}
         self.step = 0

@@ -1,5 +1,6 @@
 """`DTITrainer`: from a few photos to a token, on any family, by any method."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -209,20 +210,26 @@ class DTITrainer:
             scaled = loading.rescale(pairs, initial, c.token_scale)
         return replace(scaled, metadata=initial.metadata)
 
-    def _metadata(self, word: str) -> dict[str, Any]:
-        c, initializer = self.config, self._initializer(word)
-        base = self.pipe.config.get("_name_or_path") or ""
-        settings = {k: v for k, v in asdict(replace(c, initializer_token=None)).items() if k not in BESIDE_THE_POINT}
+    def settings(self, placeholder_token: str) -> dict[str, Any]:
+        """What decides the result, as JSON values: a concept's `metadata["training"]`."""
+        c, initializer = self.config, self._initializer(placeholder_token)
         if isinstance(initializer, DirectionalInversion):
             initializer = initializer.placeholder_token
+        own = {"placeholder_token": placeholder_token, "initializer_token": initializer}
+        settings = {k: v for k, v in asdict(replace(c, initializer_token=None)).items() if k not in BESIDE_THE_POINT}
+        return json.loads(json.dumps(settings | own))
+
+    def _metadata(self, word: str) -> dict[str, Any]:
+        c, settings = self.config, self.settings(word)
+        base = self.pipe.config.get("_name_or_path") or ""
         return {
-            "initializer": initializer,
+            "initializer": settings["initializer_token"],
             "base_model": Path(base).name if os.path.isdir(base) else base,  # a local path is nobody else's business
             "family": self.family.NAME,
             "method": c.method,
             "scale_rule": "learned" if c.raw or c.train_magnitude else c.token_scale,
             "pooling": c.pooling,
-            "training": settings | {"placeholder_token": word, "initializer_token": initializer},
+            "training": settings,
             "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
         }
 

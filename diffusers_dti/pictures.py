@@ -1,0 +1,107 @@
+"""Pictures of prompts on disk: drawn once, each from its own seed, and laid out on a contact sheet."""
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+KEY = "dti"  # of the PNG text that says what a picture was drawn from
+TILE, GAP, LABEL = 192, 6, 200  # pixels of the contact sheet
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw."""
+
+    path: Path
+    prompt: str  # in evaluation with "{}" for the placeholder, until it is drawn
+    seed: int
+
+    @classmethod
+    def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "Picture":
+        """As `folder`/<seed>/<number>_<words>.png."""
+        name = re.sub(r"\W+", "_", words).strip("_")[:80]
+        return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed)
+
+    def of(self, placeholder: str) -> "Picture":
+        """With the placeholder in its prompt."""
+        return replace(self, prompt=self.prompt.replace("{}", placeholder))
+
+
+def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]) -> None:
+    """Draw the pictures that are not there yet, in batches; each is on disk as soon as its batch is done.
+
+    Args:
+        pipe: the pipeline, with all concepts loaded.
+        pictures: what to draw; a video pipeline draws one frame.
+        origin: what pictures depend on besides, as JSON values: a picture from another prompt, origin or call is drawn anew.
+        batch_size: pictures drawn at once. Each starts from its own seed, so it plays no part for what is drawn.
+        call: arguments of the pipeline's call.
+    """
+    if "num_frames" in signature(pipe.__call__).parameters:
+        call = {"num_frames": 1, **call}
+    common = {"origin": origin, "call": call}
+    keys = {p: json.dumps({"prompt": p.prompt, "seed": p.seed, **common}, sort_keys=True) for p in pictures}
+    missing = [p for p, key in keys.items() if drawn_from(p.path) != key]
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        with logging.tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="Drawing") as bar:
+            for first in range(0, len(missing), batch_size):
+                batch = missing[first : first + batch_size]
+                generators = [torch.Generator("cpu").manual_seed(p.seed) for p in batch]
+                out = pipe([p.prompt for p in batch], generator=generators, output_type="pil", **call)
+                images = [frames[0] for frames in out.frames] if "frames" in out else out.images
+                for picture, image in zip(batch, images, strict=True):
+                    _save(image, picture.path, keys[picture])
+                bar.update(len(batch))
+    finally:
+        pipe._progress_bar_config = before
+
+
+def drawn_from(path: Path) -> str | None:
+    """What a picture says it was drawn from; None where there is none."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get(KEY)
+
+
+def _save(image: Image.Image, path: Path, key: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = PngImagePlugin.PngInfo()
+    text.add_text(KEY, key)
+    temporary = path.with_name(f".{path.name}")
+    image.save(temporary, format="PNG", pnginfo=text)
+    os.replace(temporary, path)
+
+
+def contact_sheet(pictures: Iterable[Picture]) -> Image.Image:
+    """A row for each prompt, a column for each seed."""
+    pictures = list(pictures)
+    prompts, seeds = (list(dict.fromkeys(values)) for values in zip(*((p.prompt, p.seed) for p in pictures)))
+    with Image.open(pictures[0].path) as first:
+        height = max(round(TILE * first.height / first.width), 1)
+    font, header = ImageFont.load_default(14), 24
+    sheet = Image.new("RGB", (LABEL + len(seeds) * (TILE + GAP), header + len(prompts) * (height + GAP)), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for column, seed in enumerate(seeds):
+        canvas.text((LABEL + column * (TILE + GAP), 4), f"seed {seed}", "black", font)
+    for row, prompt in enumerate(prompts):
+        canvas.multiline_text((6, header + row * (height + GAP) + 6), textwrap.fill(prompt, 26), "black", font)
+    for picture in pictures:
+        corner = (LABEL + seeds.index(picture.seed) * (TILE + GAP), header + prompts.index(picture.prompt) * (height + GAP))
+        with Image.open(picture.path) as image:
+            # small pictures are enlarged with their pixels kept
+            how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
+            sheet.paste(image.convert("RGB").resize((TILE, height), how), corner)
+    return sheet
