@@ -153,7 +153,7 @@ class DTIConfig:
     @property
     def effective_learning_rate(self) -> float:
         """The rate that the token's optimizer gets: .04 for the authors' launchers."""
-        from accelerate import PartialState
+        from .processes import processes
 
-        samples = self.train_batch_size * self.gradient_accumulation_steps * PartialState().num_processes
+        samples = self.train_batch_size * self.gradient_accumulation_steps * processes().num_processes
         return self.learning_rate * (samples if self.scale_lr else 1)

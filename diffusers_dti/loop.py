@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers.utils import logging
 from torch.nn.functional import logsigmoid
@@ -19,6 +18,7 @@ from .inversion import DirectionalInversion
 from .learner import Learner
 from .loading import text_pairs
 from .optim import RiemannianSGD, SphericalAdamW
+from .processes import processes
 from .report import Report
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,7 @@ class Loop:
         self.words = [x.initial.placeholder_token for x in learners]
         self.optimizers = optimizers(config, learners, adapter)
         self.noise_scheduler = family.training_scheduler(pipe)
-        self.processes = PartialState()
+        self.processes = processes()
         self.settings: dict[str, Any] = {"tokens": self.words}  # in their order
         for word, learner in zip(self.words, learners):
             own = learner.initial.metadata["training"] | learner.digests()

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from diffusers.utils import logging
 from PIL import Image
 
 from . import validation
 from .config import DTIConfig
+from .processes import processes
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +26,7 @@ class Report:
     """
 
     def __init__(self, config: DTIConfig, name: str, step: int, settings: dict[str, Any]):
-        main = PartialState().is_main_process  # others learn the same and are silent
+        main = processes().is_main_process  # others learn the same and are silent
         self.folder = Path(config.output_dir) if main and config.output_dir is not None else None
         self.history: list[dict[str, float]] = []
         self.images: dict[int, list[Image.Image]] = {}

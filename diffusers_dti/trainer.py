@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from diffusers.utils import logging
 from PIL import Image
 
@@ -23,6 +22,7 @@ from .learner import Learner
 from .loop import Loop
 from .offload import checkpointed, frozen, weights_at_hand
 from .photos import ImageInput, Photo, load_photos
+from .processes import processes
 
 logger = logging.get_logger(__name__)
 
@@ -137,7 +137,7 @@ class DTITrainer:
             if adapter is not None:
                 adapter.remove()
             raise
-        if self.config.output_dir is not None and PartialState().is_main_process:
+        if self.config.output_dir is not None and processes().is_main_process:
             self.save_pretrained(self.config.output_dir)
         return dict(self.inversions) if isinstance(images, Mapping) else self.inversion
 

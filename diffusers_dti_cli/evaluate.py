@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import generate, models
 
-DINOV2_LIKE, TEXT_LIKE = ("dinov2", "subject"), ("siglip", "clip", "prompt")  # the figure's axes
+SUBJECT_LIKE, TEXT_LIKE = ("subject", "dinov2"), ("prompt", "siglip", "clip")  # the figure's axes, by names of scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _write(args.output_dir / "results.md", table)
     print(table)
     names = list(records[0]["scores"])
-    x, y = (next((n for n in likely if n in names), None) for likely in (TEXT_LIKE, DINOV2_LIKE))
+    x, y = (next((n for n in likely if n in names), None) for likely in (TEXT_LIKE, SUBJECT_LIKE))
     if x and y:
         summary.figure(result, x, y, args.output_dir / "results.png")
     print(f"See {args.output_dir}.")

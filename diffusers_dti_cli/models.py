@@ -18,12 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_pipeline(args: argparse.Namespace) -> Any:
     """The pipeline, on its device."""
     import torch
-    from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
-    import diffusers_dti  # noqa: F401, gives pipelines their methods
+    from diffusers_dti.processes import processes  # with the package, which gives pipelines their methods
 
-    device = torch.device(args.device) if args.device else PartialState().device
+    device = torch.device(args.device) if args.device else processes().device
     dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     options = {k: v for k in ("revision", "variant") if (v := getattr(args, k)) is not None}
     return DiffusionPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, dtype), **options).to(device)

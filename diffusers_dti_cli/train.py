@@ -9,9 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from accelerate import PartialState
-
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
+from diffusers_dti.processes import processes
 from diffusers_dti.subjects import Subject, read_subjects
 
 from . import models
@@ -95,7 +94,7 @@ def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, args: argparse
         return
     try:
         trainer.fit(photos, captions)
-        PartialState().wait_for_everyone()  # the first process writes
+        processes().wait_for_everyone()  # the first process writes
         _say(f"{name}: learned, in {trainer.config.output_dir}.")
     finally:
         if trainer.adapter is not None and getattr(trainer.adapter.model, "peft_config", None):
@@ -122,5 +121,5 @@ def finished(trainer: DTITrainer) -> bool:
 
 
 def _say(text: str) -> None:
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(text, file=sys.stdout, flush=True)
