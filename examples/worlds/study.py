@@ -18,6 +18,7 @@ import scenes
 import torch
 from gates import FOLDER, WORLDS, folder_of, open_world
 
+from diffusers_dti.evaluation import summary
 from diffusers_dti.store import Store
 
 ADAPTER_RATES = {"adapter_learning_rate": (5e-5, 5e-4, 5e-3)}
@@ -39,7 +40,7 @@ CHOSEN = {
     "sana": {"TI": 0.02},
     "wan": {"TI": 0.02},
 }
-ABLATIONS = {f"kappa {kappa:g}": {"kappa": kappa} for kappa in (0.0, 1e-4, 5e-4, 5e-3)} | {
+ABLATIONS = {f"kappa {kappa:g}": {"kappa": kappa} for kappa in (0.0, 5e-4, 5e-3, 5e-2)} | {
     f"scale {scale}": {"token_scale": scale} for scale in ("min", "max", "initializer", 5.0)
 }
 
@@ -51,6 +52,7 @@ def jobs(split: str, world: str) -> Iterator[tuple[str, Job]]:
     yield "initializer word", "initializer"
     yield "description in words", None
     if split == "ablations":
+        yield "DTI: kappa 0.0001, scale mean", {}
         yield from ABLATIONS.items()
         return
     for name, (settings, rates) in METHODS.items():
@@ -62,10 +64,11 @@ def jobs(split: str, world: str) -> Iterator[tuple[str, Job]]:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Results of all jobs: {"row", "subject", "prompt", "norm"} each."""
+    """Results of all jobs, as `summarise` takes them."""
     pipe = open_world(args.world)
     # all of the package that training and loading use, and what scores are made of
-    code = [Path(m.__file__) for n, m in sys.modules.items() if n.startswith("diffusers_dti.") and n != Store.__module__]
+    beside = (Store.__module__, "diffusers_dti.evaluation")
+    code = [Path(m.__file__) for n, m in sys.modules.items() if n.startswith("diffusers_dti.") and not n.startswith(beside)]
     code += [FOLDER / f"{name}.py" for name in ("scenes", "verifier", "gates", "measure")]
     store = Store(args.results, [*code, *folder_of(args.world).rglob("*.safetensors")])
     subjects = (scenes.DEV_SUBJECTS if args.split == "dev" else scenes.TEST_SUBJECTS)[: args.subjects]
@@ -85,24 +88,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                     else:
                         _, figures = measure.in_words(pipe, bundle, job and bundle.shape, seed)
                     store.put(key, figures)
-                results.append({"row": name} | figures)
-                if "rescaled" in figures:
-                    results.append({"row": f"{name}, rescaled"} | figures["rescaled"])
+                found = {name: figures} | ({f"{name}, rescaled": figures["rescaled"]} if "rescaled" in figures else {})
+                for row, own in found.items():
+                    scores = {score: own[score] for score in ("subject", "prompt", "norm")}
+                    results.append({"run": row, "subject": bundle.words(), "prompt": "", "seed": seed, "scores": scores})
     return results
-
-
-def table(title: str, results: list[dict[str, Any]]) -> str:
-    """Markdown: means over subjects and seeds, with standard deviations."""
-    lines = [f"| {title} | subject | prompt | norm | runs |", "|---|---|---|---|---|"]
-    for name in dict.fromkeys(r["row"] for r in results):
-        rows = [r for r in results if r["row"] == name]
-        cells = []
-        for score in ("subject", "prompt"):
-            values = torch.tensor([r[score] for r in rows], dtype=torch.float64)
-            cells.append(f"{values.mean():.3f}" + (f" ± {values.std():.2f}" if len(rows) > 1 else ""))
-        norm = sum(r["norm"] for r in rows) / len(rows)
-        lines.append(f"| {name} | {' | '.join(cells)} | {norm:.2f} | {len(rows)} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -118,8 +108,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="these alone, by their names in the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = run(args)
-    print(table(f"{args.world}, {args.split}", results))
+    results = summary.summarise(run(args))
+    print(f"{args.world}, {args.split}: means over subjects, with 95 % bootstrap intervals")
+    print(summary.markdown(results).split("\n\n")[0].replace(" pictures |", " runs |"))
+    drawing = args.results.parent / f"{args.world}-{args.split}.png"
+    summary.figure(results, "prompt", "subject", drawing)
+    print(f"See {drawing}.")
 
 
 if __name__ == "__main__":
