@@ -25,25 +25,31 @@ class Adapter:
         component: which of its models, "unet" or "transformer".
         kind: "lora" or "oft".
         rank: of the LoRA; blocks of the orthogonal matrices of OFT.
-        name: the adapter's, by which `pipe.set_adapters` and the like know it.
+        name: the concept's; the adapter is called "dti_" and its letters, for `pipe.set_adapters` and the like.
         seed: of its start.
     """
 
     def __init__(self, pipe: Any, component: str, kind: str, rank: int, name: str, seed: int):
         from peft import LoraConfig, OFTConfig
 
-        self.pipe, self.component, self.kind, self.name = pipe, component, kind, re.sub(r"\W", "", name) or "concept"
+        self.pipe, self.component, self.kind = pipe, component, kind
+        self.name = "dti_" + re.sub(r"\W", "", name)  # peft cannot have every word: "train" is a method of its modules
         if kind == "lora":
             config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
         else:
             config = OFTConfig(r=rank, oft_block_size=0, target_modules=list(TARGETS))
         before = {id(p) for p in self.model.parameters()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model.add_adapter(config, self.name)
-        self.parameters = {n: p for n, p in self.model.named_parameters() if id(p) not in before}
-        for p in self.parameters.values():
-            p.data = p.data.to(self.model.device, torch.float32)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # the CPU's alone, where peft draws
+                self.model.add_adapter(config, self.name)
+            self.parameters = {n: p for n, p in self.model.named_parameters() if id(p) not in before}
+            for p in self.parameters.values():
+                p.data = p.data.to(self.model.device, torch.float32)
+        except BaseException:
+            self.remove()
+            raise
+        self._kept: dict[str, Tensor] = {}
 
     @staticmethod
     def check(pipe: Any, component: str) -> None:
@@ -87,22 +93,26 @@ class Adapter:
         """Leave the denoiser as it was."""
         self.model.unload_lora()
 
-    def save(self, folder: str | Path) -> None:
-        """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads.
-
-        OFT turns weights W (out, in) into W Rᵀ, which is a LoRA of as many ranks as W (Rᵀ - I) has; those that are lost in
-        `OFT_ERROR` of its size are left out.
-        """
+    def keep(self) -> None:
+        """Remember the adapter as it is now, to save it also when the model is offloaded, or has the adapter no more."""
         from peft.utils import get_peft_model_state_dict
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         if self.kind == "lora":
             state = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.model, adapter_name=self.name))
         else:
             state = self._as_lora()
+        self._kept = {k: v.detach().cpu().clone() for k, v in state.items()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was kept last as `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads.
+
+        OFT turns weights W (out, in) into W Rᵀ, which is a LoRA of as many ranks as W (Rᵀ - I) has; those that are lost in
+        `OFT_ERROR` of its size are left out.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
-            self.pipe.save_lora_weights(temporary, **{f"{self.component}_lora_layers": state})
+            self.pipe.save_lora_weights(temporary, **{f"{self.component}_lora_layers": self._kept})
             os.replace(Path(temporary) / LORA_WEIGHT_NAME_SAFE, folder / LORA_WEIGHT_NAME_SAFE)
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ def save(
     try:
         save_concepts(temporary, [x.current() for x in learners])
         if adapter is not None:
+            adapter.keep()
             adapter.save(temporary)
         tensors = _trained(learners, adapter)
         for number, optimizer in enumerate(optimizers):

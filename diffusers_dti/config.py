@@ -49,7 +49,8 @@ class DTIConfig:
         adapter_rank: of the LoRA; of OFT the number of blocks.
         adapter_learning_rate: AdamW's for the adapter.
         adapter_start_step: steps of the token alone before the adapter joins in.
-        dco_beta: strength of the DCO loss, 0 for the plain one (1000 for "dco").
+        dco_beta: strength of the DCO loss, 0 for the plain one (1000 for "dco"). It is taken of each batch's mean, as by the
+            authors, so that accumulated batches are not one large batch.
         resolution: side of the training crops, pixels.
         crops_per_image: cached random crops of a photo that is not square.
         random_flip: mirror half of the samples.
@@ -122,12 +123,21 @@ class DTIConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        rates = ("learning_rate", "adapter_learning_rate", "kappa", "reg_lambda", "dco_beta", "adapter_start_step")
+        for name in rates:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}.")
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta must be at least 0 and less than 1, got {self.beta}.")
         if (self.checkpointing_steps or self.resume_from_checkpoint) and self.output_dir is None:
             raise ValueError("Checkpoints need an `output_dir` to be written to.")
         if self.raw and (self.optimizer == "rsgd" or self.train_magnitude):
             raise ValueError(f'method "{self.method}" trains raw rows, by AdamW, norm and all: leave the optimizer to it.')
         if self.reg_lambda and not self.raw:
             raise ValueError("reg_lambda pulls raw rows to their start; directions have `kappa` for that.")
+        if self.adapter not in (None, own := METHODS[self.method].get("adapter", self.adapter)):
+            raise ValueError(f'method "{self.method}" has an adapter of its own, {own}: for another give method "dti".')
         if self.dco_beta and not (self.adapter or METHODS[self.method].get("adapter")):
             raise ValueError('The DCO loss (`dco_beta`) trains an adapter: give adapter="lora", or method="dco".')
         if any("{}" not in t for t in self.templates or ()):
@@ -143,7 +153,13 @@ class DTIConfig:
             raise ValueError(f"zero_pad is for SANA and Wan: {family.NAME} encodes every prompt at one length.")
         general = {"learning_rate": 0.01, "reg_lambda": 0.0, "dco_beta": 0.0, "optimizer": "adamw" if self.raw else "rsgd"}
         defaults = {**general, **family.DEFAULTS, **METHODS[self.method]}
-        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        resolved = replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        if resolved.adapter and resolved.adapter_start_step >= resolved.max_train_steps:
+            raise ValueError(
+                f"The adapter would join in at step {resolved.adapter_start_step}, and there are only "
+                f"{resolved.max_train_steps}: lower adapter_start_step."
+            )
+        return resolved
 
     @property
     def raw(self) -> bool:
@@ -151,9 +167,14 @@ class DTIConfig:
         return self.method in RAW_METHODS
 
     @property
-    def effective_learning_rate(self) -> float:
-        """The rate that the token's optimizer gets: .04 for the authors' launchers."""
+    def rate_factor(self) -> int:
+        """What `scale_lr` multiplies rates by: the samples of a step."""
         from .processes import processes
 
         samples = self.train_batch_size * self.gradient_accumulation_steps * processes().num_processes
-        return self.learning_rate * (samples if self.scale_lr else 1)
+        return samples if self.scale_lr else 1
+
+    @property
+    def effective_learning_rate(self) -> float:
+        """The rate that the token's optimizer gets: .04 for the authors' launchers."""
+        return self.learning_rate * self.rate_factor

@@ -46,7 +46,7 @@ def optimizers(config: DTIConfig, learners: Sequence[Learner], adapter: Adapter 
             made = [RiemannianSGD(groups, lr=rate, kappa=c.kappa, beta=c.beta)]
     if c.train_magnitude:
         factors = [r.log_factor for x in learners for r in x.rows.values()]
-        made.append(torch.optim.AdamW(factors, lr=MAGNITUDE_RATE * rate / c.learning_rate, weight_decay=0.0))
+        made.append(torch.optim.AdamW(factors, lr=MAGNITUDE_RATE * c.rate_factor, weight_decay=0.0))
     if adapter is not None:
         made.append(torch.optim.AdamW(adapter.parameters.values(), lr=c.adapter_learning_rate, weight_decay=1e-2))
     return made
@@ -78,7 +78,7 @@ class Loop:
             own = learner.initial.metadata["training"] | learner.digests()
             # a run may be made longer
             self.settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}
-        self.step = 0
+        self.step = self.left_out = 0
         if config.resume_from_checkpoint:
             folder = checkpoint.find(config.output_dir, config.resume_from_checkpoint)
             if folder is not None:
@@ -101,12 +101,7 @@ class Loop:
             try:
                 while self.step < c.max_train_steps:
                     losses = self._accumulate(scaler)
-                    for optimizer in self.optimizers:
-                        if not self._average(optimizer):
-                            continue  # an adapter that has not joined in
-                        scaler.unscale_(optimizer)
-                        scaler.step(optimizer)
-                        optimizer.zero_grad(set_to_none=True)
+                    self._move(scaler)
                     if half and _overflowed(scaler):
                         continue  # the same samples again, at half the scale: no step is lost
                     totals, readings, self.step = totals + losses, readings + 1, self.step + 1
@@ -163,16 +158,29 @@ class Loop:
             loss = family.loss(pipe, self.noise_scheduler, batch, conditioning)
         return loss + c.reg_lambda * learner.pull() if c.reg_lambda else loss
 
-    def _average(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Take gradients' means over all processes; returns whether there are any."""
-        given = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.processes.num_processes > 1:
-            for parameter in given:
-                parameter.grad = reduce(parameter.grad, "mean")
-        return bool(given)
+    def _move(self, scaler: torch.amp.GradScaler) -> None:
+        """A step of all optimizers; where gradients are not finite, of none but the one that leaves such rows out itself."""
+        gradients = []
+        for optimizer in self.optimizers:
+            given = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if self.processes.num_processes > 1:
+                for parameter in given:
+                    parameter.grad = reduce(parameter.grad, "mean")
+            if given:  # an adapter may not have joined in
+                scaler.unscale_(optimizer)
+                gradients.append((optimizer, given))
+        alone = len(gradients) == 1 and isinstance(gradients[0][0], RiemannianSGD)
+        if alone or torch.stack([p.grad.isfinite().all() for _, given in gradients for p in given]).all():
+            for optimizer, _ in gradients:
+                scaler.step(optimizer)
+        elif not scaler.is_enabled():
+            self.left_out += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _read(self, losses: torch.Tensor) -> None:
         skipped = sum(int(s["skipped"].sum()) for o in self.optimizers for s in o.state.values() if "skipped" in s)
+        skipped += self.left_out
         others = {w: x.figures() for w, x in zip(self.words, self.learners)}
         self.report.figures(self.step, dict(zip(self.words, losses.tolist())), others, skipped)
 

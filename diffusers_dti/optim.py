@@ -86,8 +86,8 @@ class SphericalAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step for every row."""
         rows = [(v, group["prior"]) for group in self.param_groups for v in group["params"] if v.grad is not None]
-        for v, prior in rows:
-            v.grad.sub_(prior.to(v), alpha=self.kappa)
+        for v, prior in rows:  # not where there are no data, as above
+            v.grad.sub_(prior.to(v) * (v.grad != 0).any(-1, keepdim=True), alpha=self.kappa)
         loss = super().step(closure)
         for v, _ in rows:
             v.copy_(unit(v))

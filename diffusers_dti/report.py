@@ -80,6 +80,7 @@ class Report:
         self.bar.close()
         if self.accelerator is not None:
             try:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # `end_training` would end the other processes' connection too
+                    tracker.finish()
             except Exception as error:  # a tracker that is offline must not cost the result
                 logger.warning(f"The tracker could not be closed: {error}")

@@ -47,7 +47,7 @@ class DTITrainer:
 
     After `fit`, also after an interruption, `history` is what the log file gets, a dict every 10 steps; `validation_images`
     are the pictures on the way, by step; `inversion` is the result, `inversions` those of several tokens; `adapter` is what
-    was trained together with them, active in the pipeline until `pipe.unload_lora_weights()`.
+    was trained together with them, after a whole run active in the pipeline until `pipe.unload_lora_weights()`.
 
     Under `accelerate launch` every process calls `fit`, with a pipeline on its own device; the first one writes.
     """
@@ -108,6 +108,8 @@ class DTITrainer:
             photos = {word: load_photos(own) for word, own in images.items()}
         else:
             photos = {self._placeholder(): load_photos(images, captions, masks)}
+        if self.config.adapter is not None:
+            Adapter.check(self.pipe, self._denoiser)
         initial = {word: self._initial(word) for word in photos}
         adapter, loaded = None, []
         try:
@@ -126,12 +128,15 @@ class DTITrainer:
                 loop = Loop(self.pipe, self.family, self.config, learners, adapter, on_step)
                 self.history, self.validation_images = loop.report.history, loop.report.images
                 self.inversions, self.adapter = loop.inversions, adapter
-                loop.run()
+                try:
+                    loop.run()
+                finally:
+                    if adapter is not None:
+                        adapter.keep()
+                        adapter.train(False)
                 for learner in learners:
                     for component, (_, encoder) in self._pairs().items():
                         vocabulary.set_rows(encoder, component, self.inversions[learner.initial.placeholder_token])
-                if adapter is not None:
-                    adapter.train(False)
         except BaseException:
             loading.unload_directional_inversion(self.pipe, loaded)
             if adapter is not None:
@@ -144,9 +149,9 @@ class DTITrainer:
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write what was learned: a concept into the folder, several into a folder each; and beside them the adapter, as
         `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads."""
+        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
         if self.adapter is not None:
             self.adapter.save(save_directory)
-        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
 
     def plot(self, path: str | Path) -> None:
         """Draw loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`)."""

@@ -71,9 +71,9 @@ def test_the_pipeline_gets_the_adapter_and_gives_it_back(sdxl, photos):
     before, picture = everything(sdxl), generate(sdxl, "a dog")
     trainer = DTITrainer(sdxl, **SETTINGS, adapter="lora", max_train_steps=3, adapter_learning_rate=1e-2)
     trainer.fit(photos)
-    assert list(sdxl.unet.peft_config) == ["dog"] and not torch.equal(generate(sdxl, "a dog"), picture)
+    assert list(sdxl.unet.peft_config) == ["dti_dog"] and not torch.equal(generate(sdxl, "a dog"), picture)
     assert not any(p.requires_grad for p in trainer.adapter.parameters.values())
-    with pytest.raises(ValueError, match=r"has adapters loaded \(dog\).*unload_lora_weights"):
+    with pytest.raises(ValueError, match=r"has adapters loaded \(dti_dog\).*unload_lora_weights"):
         DTITrainer(sdxl, **SETTINGS | {"placeholder_token": "<cat>"}, method="dco")
     sdxl.unload_lora_weights()
     sdxl.unload_directional_inversion()
@@ -94,20 +94,54 @@ def test_a_failing_step_takes_the_adapter_out(sdxl, photos):
     assert not getattr(sdxl.unet, "peft_config", None)
 
 
+@pytest.mark.parametrize("method", ["dco", "oft"])
+def test_an_interrupted_run_can_still_be_saved(sdxl, photos, tmp_path, method):
+    def interrupt(trainer, step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    trainer = DTITrainer(sdxl, **SETTINGS, method=method)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(photos, callback_on_step_end=interrupt)
+    trainer.save_pretrained(tmp_path)
+    assert load_file(tmp_path / FILE) and (tmp_path / "learned_embeds_2.safetensors").is_file()
+
+
+def test_under_sequential_offload(sdxl, photos, tmp_path):
+    """Where after training the weights are on the meta device."""
+    sdxl.enable_sequential_cpu_offload(device="cpu")
+    trainer = DTITrainer(sdxl, **SETTINGS, method="dco", max_train_steps=3, output_dir=tmp_path)
+    trainer.fit(photos)
+    state = load_file(tmp_path / FILE)
+    assert any(v.any() for k, v in state.items() if ".up." in k or "lora_B" in k)
+
+
+def test_words_that_are_methods_of_modules(sdxl, photos):
+    settings = SETTINGS | {"placeholder_token": "<train>"}
+    DTITrainer(sdxl, **settings, adapter="lora", max_train_steps=2).fit(photos)
+    assert list(sdxl.unet.peft_config) == ["dti_train"]
+
+
+def test_one_trainer_after_the_other(sdxl, photos):
+    """The second one finds the first one's adapter, says so, and leaves it alone."""
+    first, second = (
+        DTITrainer(sdxl, **SETTINGS | {"placeholder_token": word}, method="dco", max_train_steps=2) for word in ("<a>", "<b>")
+    )
+    first.fit(photos)
+    picture = generate(sdxl, "a <a>")
+    with pytest.raises(ValueError, match="has adapters loaded"):
+        second.fit(photos)
+    assert torch.equal(generate(sdxl, "a <a>"), picture) and list(sdxl.directional_inversions) == ["<a>"]
+
+
 def test_the_adapter_joins_in_at_its_step(sdxl, photos):
     states = {}
 
     def keep(trainer, step):
-        states[step] = {k: p.detach().clone() for k, p in trainer_of[0].parameters.items()}
+        states[step] = {k: p.detach().clone() for k, p in trainer.adapter.parameters.items()}
 
     trainer = DTITrainer(sdxl, **SETTINGS, adapter="lora", adapter_start_step=2, max_train_steps=4)
-    trainer_of = []
-
-    def on_step(_, step):
-        trainer_of[:] = [trainer.adapter]
-        keep(trainer, step)
-
-    trainer.fit(photos, callback_on_step_end=on_step)
+    trainer.fit(photos, callback_on_step_end=keep)
     up = next(k for k in states[1] if "lora_B" in k)
     assert not states[2][up].any() and states[3][up].any() and not torch.equal(states[3][up], states[4][up])
 

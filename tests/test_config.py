@@ -49,8 +49,17 @@ def test_the_effective_rate_is_the_authors():
         ({"reg_lambda": 1e-5}, "kappa"),
         ({"dco_beta": 1000.0}, 'give adapter="lora"'),
         ({"adapter_rank": 0}, "adapter_rank must be at least 1"),
+        ({"dco_beta": -5.0, "adapter": "lora"}, "dco_beta must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
+        ({"beta": 1.0}, "beta must be"),
+        ({"method": "oft", "adapter": "lora"}, "has an adapter of its own, oft"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         DTIConfig(**settings)
+
+
+def test_an_adapter_that_would_never_join_in():
+    with pytest.raises(ValueError, match="join in at step 9, and there are only 9"):
+        DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolved(sdxl)

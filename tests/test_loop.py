@@ -91,12 +91,13 @@ def test_a_trained_magnitude_takes_adams_first_step(sdxl, photos):
     learned, start = trainer.fit(photos), trainer._initial("<cat>")
     for component, scale in learned.scales.items():
         moved = (scale / start.scales[component]).log().abs()
-        assert moved.item() == pytest.approx(MAGNITUDE_RATE * 2, rel=1e-3)
+        # a little less where the gradient is not large beside Adam's epsilon
+        assert 0.9 * MAGNITUDE_RATE * 2 < moved.item() < 1.0001 * MAGNITUDE_RATE * 2
 
 
 def test_the_dco_loss(sdxl, photos):
     """It starts at log 2, where its gradient is beta / 2 times the plain one: the same first step on the sphere."""
-    common = SETTINGS | {"kappa": 0.0, "max_train_steps": 1}
+    common = SETTINGS | {"kappa": 0.0, "max_train_steps": 1, "adapter_start_step": 0}
     plain = DTITrainer(sdxl, **common).fit(photos)
     sdxl.unload_directional_inversion()
     trainer = DTITrainer(sdxl, **common, method="dco")
@@ -133,7 +134,31 @@ def test_the_dco_loss_of_a_changed_adapter(sdxl, photos):
 
     seen = []
     try:
-        DTITrainer(sdxl, **SETTINGS, method="dco", dco_beta=100.0, max_train_steps=1).fit(photos, callback_on_step_end=look)
+        trainer = DTITrainer(sdxl, **SETTINGS, method="dco", dco_beta=100.0, max_train_steps=1, adapter_start_step=0)
+        trainer.fit(photos, callback_on_step_end=look)
     finally:
         module.Loop = original
     assert seen == [1]
+
+
+@pytest.mark.parametrize("name", ["TI", "DTI by AdamW", "DTI, trained magnitude", "DTI with a LoRA"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_gradient_that_is_not_finite_costs_nothing(sdxl, photos, monkeypatch, name, precision):
+    """No optimizer steps, and what is learned stays finite; in float16 the samples come again."""
+    settings = METHODS.get(name, {"adapter": "lora", "adapter_start_step": 0})
+    if precision == "float16":
+        sdxl.to(torch.float16)
+    trainer = DTITrainer(sdxl, **SETTINGS, **settings, max_train_steps=5)
+    original, calls, moved = trainer.family.loss, [], []
+
+    def loss(*args):
+        calls.append(1)
+        return original(*args) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(trainer.family, "loss", loss)
+    learned = trainer.fit(photos, callback_on_step_end=lambda t, step: moved.append(step))
+    assert all(v.isfinite().all() for v in [*learned.directions.values(), *learned.scales.values()])
+    if trainer.adapter is not None:
+        assert all(p.isfinite().all() for p in trainer.adapter.parameters.values())
+    assert moved == [1, 2, 3, 4, 5]
+    assert len(calls) >= 6 if precision == "float16" else trainer.history[-1]["skipped"] == 1

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -371,7 +372,7 @@ def test_a_tracker_that_fails_costs_no_result(sdxl, photos, monkeypatch):
     def fail(self):
         raise RuntimeError("offline")
 
-    monkeypatch.setattr(accelerate.Accelerator, "end_training", fail)
+    monkeypatch.setattr(accelerate.Accelerator, "trackers", [SimpleNamespace(finish=lambda: fail(None))], raising=False)
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=2, report_to="tensorboard")
     monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda *a: None)
     monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda *a, **k: None)
@@ -416,8 +417,9 @@ def test_callbacks_checkpointing_and_trackers(sdxl, photos, tmp_path, monkeypatc
         def log(self, values, step):
             tracked.append((sorted(values), step))
 
-        def end_training(self):
-            tracked.append("end")
+        @property
+        def trackers(self):
+            return [SimpleNamespace(finish=lambda: tracked.append("end"))]
 
     monkeypatch.setattr(accelerate, "Accelerator", Tracking)
     settings = SETTINGS | {"max_train_steps": 3, "gradient_checkpointing": True, "report_to": "tensorboard"}
