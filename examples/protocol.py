@@ -1,11 +1,16 @@
-"""The paper's protocol from end to end, by the command `dti`: `python examples/protocol.py`, some minutes on a CPU.
+"""The systems of the paper from end to end, by the command `dti`: `python examples/protocol.py`, some minutes on a CPU.
 
-Photos of three subjects of the small SDXL world are written to files; `dti train` learns each by DTI and TI, `dti generate`
+Photos of three subjects of the small SDXL world are written to files; `dti train` learns each by every method, `dti generate`
 draws a contact sheet, `dti evaluate` draws and scores every prompt. The verifier's scores are real. DINOv2 and SigLIP are
 here TINY RANDOM MODELS in the real ones' place, which no network is needed for: their scores mean nothing.
+
+With a GPU, after `dti data dreambooth`, all of the paper's comparison on SDXL:
+
+    python examples/protocol.py --model stabilityai/stable-diffusion-xl-base-1.0 --data data/dreambooth.json
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -46,27 +51,36 @@ def run(*arguments: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--model", help="a real pipeline, with --data")
+    parser.add_argument("--data", type=Path, help="its subjects")
+    parser.add_argument("--methods", nargs="+", default=["dti", "ti", "crossinit", "dco", "oft"])
+    parser.add_argument("--steps", type=int, help="of training; by default the method's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("out/protocol"))
     args = parser.parse_args()
-    torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
-    model, bundles = ("--model", FOLDER / "sdxl"), scenes.TEST_SUBJECTS[: args.subjects]
-    data = dataset.write(args.out / "data", bundles, pixels=32)
-    dinov2, siglip = random_models(args.out / "models")
-    for method, rate in (("dti", 0.01), ("ti", 0.02)):
-        settings = ("--method", method, "--learning_rate", rate, "--resolution", 32, "--max_train_steps", args.steps)
-        run("train", data, *model, *settings, "--output_dir", args.out / method)
-    call = ("--seeds", *args.seeds, "--batch_size", 32, "--call", "num_inference_steps=12", "guidance_scale=3")
-    first = dataset.name_of(bundles[0])
-    prompts = (f"a large <{first}> on the left on a striped pink background", f"a small <{first}> at the top")
-    concept = ("--concepts", args.out / "dti" / first)
-    run("generate", *model, *concept, "--prompts", *prompts, "--output_dir", args.out / "pictures", *call)
-    metrics = (f"dinov2={dinov2}", f"siglip={siglip}", f"{Path(dataset.__file__)}:verify")
-    runs = (args.out / "dti", args.out / "ti", f"{args.out / 'ti'}@mean")
-    run("evaluate", data, *model, "--runs", *runs, "--metrics", *metrics, "--output_dir", args.out / "evaluation", *call)
-    print("The scores dinov2 and siglip are of tiny random models and mean nothing; subject and prompt are the verifier's.")
+    if (args.model is None) != (args.data is None):
+        parser.error("--model and --data go together")
+    model, data, small, metrics, call = args.model, args.data, [], [], ["--seeds", *args.seeds]
+    if model is None:
+        torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
+        model, data = FOLDER / "sdxl", dataset.write(args.out / "data", scenes.TEST_SUBJECTS[:3], pixels=32)
+        dinov2, siglip = random_models(args.out / "models")
+        small = ["--resolution", 32]
+        metrics = ["--metrics", f"dinov2={dinov2}", f"siglip={siglip}", f"{Path(dataset.__file__)}:verify"]
+        call += ["--batch_size", 32, "--call", "num_inference_steps=12", "guidance_scale=3"]
+    if args.steps:
+        small += ["--max_train_steps", args.steps]
+    for method in args.methods:
+        run("train", data, "--model", model, "--method", method, *small, "--output_dir", args.out / method)
+    name, entry = next(iter(json.loads(data.read_text()).items()))
+    prompts = [p.replace("{}", f"<{name}>") for p in entry.get("prompts", ["a {} on the beach", "a red {}"])]
+    concept = ("--concepts", args.out / args.methods[0] / name)
+    run("generate", "--model", model, *concept, "--prompts", *prompts, "--output_dir", args.out / "pictures", *call)
+    runs = [args.out / method for method in args.methods]
+    runs += [f"{args.out / 'ti'}@mean"] if "ti" in args.methods else []
+    run("evaluate", data, "--model", model, "--runs", *runs, *metrics, "--output_dir", args.out / "evaluation", *call)
+    if metrics:
+        print("The scores dinov2 and siglip are of tiny random models and mean nothing; subject and prompt are the verifier's.")
 
 
 if __name__ == "__main__":

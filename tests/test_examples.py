@@ -65,8 +65,19 @@ def test_in_the_small_world(name, tmp_path, monkeypatch, capsys):
         assert Image.open(tmp_path / "wan.gif").size == (256, 256) and Image.open(tmp_path / "wan.gif").n_frames == 5
 
 
+def test_the_protocol(tmp_path, monkeypatch, capsys):
+    import protocol
+
+    run(protocol, monkeypatch, "--methods", "dti", "ti", "--steps", 2, "--seeds", 0, "--out", tmp_path)
+    table = (tmp_path / "evaluation" / "results.md").read_text()
+    assert "| ti@mean | " in table and "| run | dinov2 | siglip | subject | prompt | pictures |" in table
+    assert "tiny random models and mean nothing" in capsys.readouterr().out
+    assert (tmp_path / "pictures" / "sheet.png").is_file() and (tmp_path / "evaluation" / "results.png").is_file()
+
+
 SCRIPTS = (
     "quickstart.py",
+    "protocol.py",
     "two_tokens.py",
     "sana.py",
     "wan.py",

@@ -1,6 +1,8 @@
 """The README's Python, run as it stands, with a tiny pipeline in the checkpoint's place."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
     assert names["image"].size == (32, 32) and len(names["video"]) == 33
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md", "docs/methods.md"])
 def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -65,6 +67,43 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
         assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
     if page == "docs/training.md":
         assert Path("out/dog3/validation.png").is_file() and Path("out/dog3/curves.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/command_line.md"])
+def test_the_commands_run(page, sdxl, photos, tmp_path, monkeypatch):
+    """Those of `dti`, one after the other, on small things in the real ones' place."""
+    from diffusers_dti import dreambooth
+    from diffusers_dti.evaluation import metrics
+    from diffusers_dti_cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("photos/dog"), Path("data/dreambooth/dog"), Path("data/dreambooth/cat")):
+        folder.mkdir(parents=True)
+        for i, photo in enumerate(photos):
+            photo.save(folder / f"{i}.jpg")
+    Path("data/dreambooth.json").write_text(
+        json.dumps({name: {"path": f"data/dreambooth/{name}", "class": name} for name in ("dog", "cat")})
+    )
+    monkeypatch.setattr(dreambooth, "ARCHIVE", "http://localhost:9/")  # all is there
+    models = []
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: models.append(name) or sdxl)
+    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
+    original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
+    monkeypatch.setattr(type(sdxl), "__call__", lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
+    for name in ("dinov2", "siglip"):
+        lengths = lambda pictures, texts, subject, name=name: {name: [float(len(t)) for t in texts]}  # noqa: E731
+        monkeypatch.setitem(metrics.METRICS, name, lambda *model, device, metric=lengths: metric)
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    commands = [c[c.index("-m") + 1 :] if c[0] == "accelerate" else c for c in commands]
+    run = [c[1:] for c in commands if c[0] in ("dti", "diffusers_dti_cli")]
+    assert len(run) == {"README.md": 2, "docs/command_line.md": 7}[page]
+    for command in run:
+        assert main(command) == 0, command
+    assert set(models) == {"stabilityai/stable-diffusion-xl-base-1.0"}
+    assert Path("out/pictures/sheet.png").is_file()
+    if page != "README.md":
+        assert "ti@mean" in Path("out/evaluation/results.md").read_text()
 
 
 def test_the_commands_are_in_ci():
