@@ -184,6 +184,6 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["study.py", "test", *few])
         study.main()
         table = capsys.readouterr().out
-        assert table.count("\n| ") == 6 and "| TI, rate 0.001, rescaled | " in table
+        assert table.count("\n| ") == 10 and "| TI, rate 0.001, rescaled | " in table
         assert (tmp_path / "out" / "sdxl-test.png").is_file()
-    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 6
