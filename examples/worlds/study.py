@@ -1,7 +1,8 @@
 """Methods compared in a world.
 
 `python study.py dev` gives every method its three rates on the dev subjects (and is gate 4), `python study.py test` compares
-all methods on the test subjects, each at its best rate (TI at all), and `python study.py ablations` varies kappa and the scale there.
+all methods on the test subjects, each at its best rate (TI at all), and `python study.py ablations` varies kappa and the scale
+there.
 
 Every line of the table is the mean over subjects and seeds of two shares, see measure.py. Runs are kept in a store and not
 repeated as long as the code that they depend on stays the same.
