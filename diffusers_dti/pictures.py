@@ -1,11 +1,12 @@
 """Pictures of prompts on disk: drawn once, each from its own seed, and laid out on a contact sheet."""
 
+import hashlib
 import json
 import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from diffusers.utils import logging
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+TAKEN = ("self", "prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")
 KEY = "dti"  # of the PNG text that says what a picture was drawn from
-TILE, GAP, LABEL = 192, 6, 200  # pixels of the contact sheet
+TILE, GAP, LABEL, LINE = 192, 6, 200, 19  # pixels of the contact sheet
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,14 @@ class Picture:
     """A picture to draw."""
 
     path: Path
-    prompt: str  # in evaluation with "{}" for the placeholder, until it is drawn
+    prompt: str
     seed: int
 
     @classmethod
     def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "Picture":
         """As `folder`/<seed>/<number>_<words>.png."""
-        name = re.sub(r"\W+", "_", words).strip("_")[:80]
+        name = re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:80]
         return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed)
-
-    def of(self, placeholder: str) -> "Picture":
-        """With the placeholder in its prompt."""
-        return replace(self, prompt=self.prompt.replace("{}", placeholder))
 
 
 def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]) -> None:
@@ -46,16 +44,24 @@ def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batc
         origin: what pictures depend on besides, as JSON values: a picture from another prompt, origin or call is drawn anew.
         batch_size: pictures drawn at once. Each starts from its own seed, so it plays no part for what is drawn.
         call: arguments of the pipeline's call.
+
+    Raises:
+        ValueError: for arguments that the call does not have, or that are not free.
     """
-    if "num_frames" in signature(pipe.__call__).parameters:
+    parameters = signature(pipe.__call__).parameters
+    free = [n for n, p in parameters.items() if n not in TAKEN and p.kind is not p.VAR_KEYWORD]  # which swallow misspellings
+    if wrong := [name for name in call if name not in free]:
+        raise ValueError(f"{type(pipe).__name__} cannot be called with {', '.join(wrong)}; there are {', '.join(free)}.")
+    if "num_frames" in parameters:
         call = {"num_frames": 1, **call}
-    common = {"origin": origin, "call": call}
+    # the origin by its digest: it may name folders of this machine
+    common = {"origin": hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest(), "call": call}
     keys = {p: json.dumps({"prompt": p.prompt, "seed": p.seed, **common}, sort_keys=True) for p in pictures}
     missing = [p for p, key in keys.items() if drawn_from(p.path) != key]
     before = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
-        with logging.tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="Drawing") as bar:
+        with logging.tqdm(total=len(keys), initial=len(keys) - len(missing), desc="Drawing") as bar:
             for first in range(0, len(missing), batch_size):
                 batch = missing[first : first + batch_size]
                 generators = [torch.Generator("cpu").manual_seed(p.seed) for p in batch]
@@ -97,7 +103,8 @@ def contact_sheet(pictures: Iterable[Picture]) -> Image.Image:
     for column, seed in enumerate(seeds):
         canvas.text((LABEL + column * (TILE + GAP), 4), f"seed {seed}", "black", font)
     for row, prompt in enumerate(prompts):
-        canvas.multiline_text((6, header + row * (height + GAP) + 6), textwrap.fill(prompt, 26), "black", font)
+        lines = textwrap.wrap(prompt, 26, max_lines=max(height // LINE, 1))
+        canvas.multiline_text((6, header + row * (height + GAP) + 6), "\n".join(lines), "black", font)
     for picture in pictures:
         corner = (LABEL + seeds.index(picture.seed) * (TILE + GAP), header + prompts.index(picture.prompt) * (height + GAP))
         with Image.open(picture.path) as image:

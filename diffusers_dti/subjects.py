@@ -36,18 +36,22 @@ class Subject:
         return f"<{self.name}>"
 
     @cached_property
+    def masks(self) -> tuple[Path | None, ...]:
+        """The mask of each picture, where there is one."""
+        if self.mask_folder is None:
+            return (None,) * len(self.files)
+        named = [self.mask_folder / self.name / f"{file.stem}.png" for file in self.files]
+        return tuple(mask if mask.is_file() else None for mask in named)
+
+    @cached_property
     def photos(self) -> list[Photo]:
         """The pictures, read when first asked for.
 
         Raises:
             OSError: for a file that is no picture.
         """
-        masks: list[Path | None] = []
-        if self.mask_folder is not None:
-            named = [self.mask_folder / self.name / f"{file.stem}.png" for file in self.files]
-            masks = [mask if mask.is_file() else None for mask in named]
         # without any mask transparency may still be one
-        return load_photos(self.files, self.captions, masks if any(masks) else None)
+        return load_photos(self.files, self.captions, self.masks if any(self.masks) else None)
 
 
 def read_subjects(
@@ -65,19 +69,31 @@ def read_subjects(
         OSError: for a file, a folder or a picture that is not there.
     """
     path, mask_folder = Path(path), None if mask_folder is None else Path(mask_folder)
+    entries = _entries(path, instances)
+    return [_subject(path, name, entry, mask_folder) for name, entry in entries.items()]
+
+
+def subject_names(path: str | Path, instances: Sequence[str] | None = None) -> list[str]:
+    """The names alone, so that one subject's mistakes need not stop the others; arguments and errors as above."""
+    return list(_entries(Path(path), instances))
+
+
+def _entries(path: Path, instances: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise OSError(f"{path} is not there: give a JSON file of subjects.")
-    if mask_folder is not None and not mask_folder.is_dir():
-        raise OSError(f"The masks' folder {mask_folder} is not there: it holds a folder for each subject.")
     try:
         entries = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON, mend it: {error}") from error
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+    if not isinstance(entries, dict) or not entries or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f'{path} must map names to subjects: {{"dog": {{"path": "photos/dog", "class": "dog"}}}}.')
     if unknown := [name for name in instances or () if name not in entries]:
         raise ValueError(f"{path} has no subject {unknown[0]!r}, only {', '.join(entries)}.")
-    return [_subject(path, name, entries[name], mask_folder) for name in (entries if instances is None else instances)]
+    names = list(entries if instances is None else instances)
+    for name in names:  # they become folders and placeholders
+        if not name.strip(" .") or name != name.strip() or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
+            raise ValueError(f"{path} has the name {name!r}, which cannot be a folder's: take letters, digits, - and _.")
+    return {name: entries[name] for name in names}
 
 
 def _subject(source: Path, name: str, entry: dict[str, Any], mask_folder: Path | None) -> Subject:
@@ -95,6 +111,8 @@ def _subject(source: Path, name: str, entry: dict[str, Any], mask_folder: Path |
             "Correct the path, or put the pictures there."
         )
     files, captions = _pictures(where, path, entry.get("images"))
+    if mask_folder is not None and not any((mask_folder / name / f"{file.stem}.png").is_file() for file in files):
+        raise OSError(f"{where} has no masks: {mask_folder / name} should hold {files[0].stem}.png and so on.")
     templates = _templates(where, entry.get("template"))
     if templates is not None and entry.get("images") and len(templates) == len(files):
         templates, captions = None, templates

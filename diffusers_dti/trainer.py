@@ -149,9 +149,9 @@ class DTITrainer:
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write what was learned: a concept into the folder, several into a folder each; and beside them the adapter, as
         `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads."""
-        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
-        if self.adapter is not None:
+        if self.adapter is not None:  # first, so that a folder with the concept in it is whole
             self.adapter.save(save_directory)
+        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
 
     def plot(self, path: str | Path) -> None:
         """Draw loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`)."""
@@ -206,7 +206,7 @@ class DTITrainer:
                 rows = contextual_rows(pairs, self._initializer(word), c.num_vectors)
         else:
             rows = initializer_rows(pairs, self._initializer(word), c.num_vectors)
-        initial = DirectionalInversion.from_embeddings(word, rows, self._metadata(word))
+        initial = DirectionalInversion.from_embeddings(word, rows, self.metadata(word))
         if c.raw or c.token_scale == "initializer":
             return initial
         with ExitStack() as stack:
@@ -215,8 +215,8 @@ class DTITrainer:
             scaled = loading.rescale(pairs, initial, c.token_scale)
         return replace(scaled, metadata=initial.metadata)
 
-    def settings(self, placeholder_token: str) -> dict[str, Any]:
-        """What decides the result, as JSON values: a concept's `metadata["training"]`."""
+    def _settings(self, placeholder_token: str) -> dict[str, Any]:
+        """What decides the result, as JSON values."""
         c, initializer = self.config, self._initializer(placeholder_token)
         if isinstance(initializer, DirectionalInversion):
             initializer = initializer.placeholder_token
@@ -224,8 +224,9 @@ class DTITrainer:
         settings = {k: v for k, v in asdict(replace(c, initializer_token=None)).items() if k not in BESIDE_THE_POINT}
         return json.loads(json.dumps(settings | own))
 
-    def _metadata(self, word: str) -> dict[str, Any]:
-        c, settings = self.config, self.settings(word)
+    def metadata(self, word: str) -> dict[str, Any]:
+        """What a concept's files will say of it."""
+        c, settings = self.config, self._settings(word)
         base = self.pipe.config.get("_name_or_path") or ""
         return {
             "initializer": settings["initializer_token"],

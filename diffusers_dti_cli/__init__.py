@@ -36,3 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:  # these name the cure; a traceback would hide it
         print(f"dti {args.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"dti {args.command}: stopped. What is done is kept.", file=sys.stderr)
+        return 130

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import os
+import sys
 from pathlib import Path
 
 from . import generate, models
@@ -44,36 +44,48 @@ def run(args: argparse.Namespace) -> int:
     from diffusers_dti.subjects import read_subjects
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder)
-    runs = [protocol.Run.parse(text) for text in args.runs]
+    runs = [protocol.Run(*_named(text)) for text in args.runs]
+    if len({r.name for r in runs}) < len(runs):
+        raise ValueError(f"Two of the runs have one name, of {', '.join(r.name for r in runs)}: rename a folder.")
     given = read_prompts(args.prompt_file) if args.prompt_file else None
-    found = {spec: metrics.find(spec, args.device) for spec in args.metrics}
-    own = [Path(spec.rpartition(":")[0]) for spec in args.metrics if spec.rpartition(":")[0].endswith(".py")]
-    store = Store(args.output_dir / "scores.jsonl", [Path(metrics.__file__), *own])
-    plan = {
-        (r, s): protocol.planned(r, s, protocol.prompts_of(s, given), args.seeds, args.output_dir / "pictures")
-        for r in runs
-        for s in subjects
-    }
+    # each with what its scores depend on: the code, of a function of one's own also its neighbours', and a model's files
+    found = {}
+    for spec in dict.fromkeys(args.metrics):
+        file, model = Path(spec.rpartition(":")[0]), Path(spec.partition("=")[2])
+        code = [file.parent] if file.suffix == ".py" else [Path(metrics.__file__)]
+        code += [f for f in sorted(model.iterdir()) if f.is_file()] if model.name and model.is_dir() else []
+        found[spec] = metrics.find(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
+    plan = {}
+    for r in runs:
+        for s in subjects:
+            if not args.skip_generation:
+                r.folder_of(s)  # before anything is drawn
+            prompts = dict.fromkeys(protocol.prompts_of(s, given))
+            plan[r, s] = protocol.planned(r, s, list(prompts), list(dict.fromkeys(args.seeds)), args.output_dir / "pictures")
     if not args.skip_generation:
         pipe = models.open_pipeline(args)
         for (r, s), pictures in plan.items():
-            protocol.generate(pipe, r, s, pictures, args.batch_size, dict(args.call))
-        del pipe  # the metrics' models take its place
-    records = [record for (r, s), pictures in plan.items() for record in protocol.score(r, s, pictures, found, store)]
+            protocol.generate(pipe, r, s, pictures, models.told_apart(args), args.batch_size, dict(args.call))
+    records = [record for (r, s), pictures in plan.items() for record in protocol.score(r, s, pictures, found)]
     result = summary.summarise(records)
-    _write(args.output_dir / "results.json", json.dumps(result, indent=2) + "\n")
+    (args.output_dir / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = summary.markdown(result)
-    _write(args.output_dir / "results.md", table)
+    (args.output_dir / "results.md").write_text(table, encoding="utf-8")
     print(table)
     names = list(records[0]["scores"])
     x, y = (next((n for n in likely if n in names), None) for likely in (TEXT_LIKE, SUBJECT_LIKE))
     if x and y:
-        summary.figure(result, x, y, args.output_dir / "results.png")
+        try:
+            summary.figure(result, x, y, args.output_dir / "results.png")
+        except ImportError as error:  # all else is done
+            print(f"dti evaluate: no figure. {error}", file=sys.stderr)
     print(f"See {args.output_dir}.")
     return 0
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _named(text: str) -> tuple[str, Path, str | float | None]:
+    """Name, folder and scale of "out/ti" or "out/ti@mean"."""
+    folder, _, scale = text.rpartition("@")
+    if not folder or not (scale in ("mean", "min", "max") or isinstance(models.scale(scale), float)):
+        return Path(text).resolve().name, Path(text), None
+    return f"{Path(folder).resolve().name}@{scale}", Path(folder), models.scale(scale)

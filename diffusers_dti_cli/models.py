@@ -26,3 +26,16 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     options = {k: v for k in ("revision", "variant") if (v := getattr(args, k)) is not None}
     return DiffusionPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, dtype), **options).to(device)
+
+
+def told_apart(args: argparse.Namespace) -> dict[str, Any]:
+    """What pictures of one pipeline are told from another's by."""
+    return {name: getattr(args, name) for name in ("model", "revision", "variant", "dtype")}
+
+
+def scale(text: str) -> str | float:
+    """A `token_scale`: a rule's name, or a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

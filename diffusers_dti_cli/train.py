@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, TextIO, get_args
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
+from diffusers_dti.loading import text_pairs
 from diffusers_dti.processes import processes
-from diffusers_dti.subjects import Subject, read_subjects
+from diffusers_dti.subjects import Subject, read_subjects, subject_names
 
 from . import models
 
@@ -46,7 +49,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
     if bool in kinds:
         return {"action": argparse.BooleanOptionalAction}
     if float in kinds and str in kinds:
-        return {"type": lambda text: float(text) if re.fullmatch(r"[\d.e+-]+", text) else text}
+        return {"type": models.scale}
     if any(getattr(kind, "__origin__", None) is Sequence for kind in kinds):
         return {"nargs": "+"}
     return {"type": next((kind for kind in (int, float) if kind in kinds), str)}
@@ -56,34 +59,38 @@ def run(args: argparse.Namespace) -> int:
     """Learn what is not learned yet; a subject that fails does not stop the others."""
     given = {f.name: getattr(args, f.name) for f in fields(DTIConfig) if hasattr(args, f.name)}
     if args.data.is_dir():
-        subjects = [None]
-    else:
+        if args.instances:
+            raise ValueError(f"--instances names subjects of a JSON file, and {args.data} is a folder of photos.")
+        names = [args.data.resolve().name]
+    elif args.data.is_file():
         if "placeholder_token" in given or "initializer_token" in given:
             raise ValueError("With a JSON file placeholders are the subjects' names, and initializers are in the file.")
-        subjects = read_subjects(args.data, args.instances)
+        names = subject_names(args.data, args.instances)
+    else:
+        raise OSError(f"{args.data} is not there: give a folder of photos, or a JSON file of subjects.")
     if given.get("output_dir") is None:
         raise ValueError("--output_dir says where to put what is learned.")
-    config, pipe, failed = DTIConfig(**given), models.open_pipeline(args), {}
-    for subject in subjects:
-        name = args.data.name if subject is None else subject.name
+    config, pipe, failed = DTIConfig(**given), models.open_pipeline(args), []
+    for name in names:
         try:
-            _learn(pipe, config, subject, args)
+            subject = read_subjects(args.data, [name])[0] if args.data.is_file() else None
+            _learn(pipe, config, subject, name, args)
         except Exception as error:
-            failed[name] = error
-            _say(f"{name}: failed, {type(error).__name__}: {error}")
-    _say(f"{len(subjects) - len(failed)} of {len(subjects)} learned" + (f"; failed: {', '.join(failed)}." if failed else "."))
+            if processes().num_processes > 1:  # the others are not where this one is, and would take its next subject's part
+                raise
+            failed.append(name)
+            _say(f"{name}: failed, {type(error).__name__}: {error}", sys.stderr)
+    _say(f"{len(names) - len(failed)} of {len(names)} learned" + (f"; failed: {', '.join(failed)}." if failed else "."))
     return 1 if failed else 0
 
 
-def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, args: argparse.Namespace) -> None:
-    if subject is None:
-        photos, captions, own, name = args.data, None, {}, args.data.name
-    else:
-        photos, captions, name = subject.files, subject.captions, subject.name
-        initializer = subject.word if args.initialize_from == "class" else subject.initialization
+def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, name: str, args: argparse.Namespace) -> None:
+    photos, captions, own = args.data, None, {}
+    if subject is not None:
+        photos, captions = subject.files, subject.captions
         own = {
             "placeholder_token": subject.placeholder_token,
-            "initializer_token": initializer,
+            "initializer_token": subject.word if args.initialize_from == "class" else subject.initialization,
             "output_dir": Path(config.output_dir) / name,
         }
         if subject.templates:
@@ -104,22 +111,34 @@ def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, args: argparse
 
 
 def finished(trainer: DTITrainer) -> bool:
-    """Whether the trainer's folder has what it would learn.
+    """Whether the trainer's folder has all that it would write. Photos are not compared.
 
     Raises:
-        ValueError: where what is there was learned with other settings.
+        ValueError: where what is there was learned with other settings, or in another model.
     """
-    folder = Path(trainer.config.output_dir)
+    config = trainer.config
+    folder = Path(config.output_dir)
     if not any(folder.glob("learned_embeds*.safetensors")):
         return False
-    before = DirectionalInversion.from_pretrained(folder).metadata.get("training")
-    now = trainer.settings(trainer.config.placeholder_token or "<concept>")
-    if before is None or (differing := sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))):
-        other = "by another program" if before is None else f"with other settings ({', '.join(differing)})"
+    concept = DirectionalInversion.from_pretrained(folder)
+    now = trainer.metadata(config.placeholder_token or "<concept>")
+    before = {"base_model": concept.metadata.get("base_model")} | concept.metadata.get("training", {})
+    now = {"base_model": now["base_model"]} | now["training"]
+    differing = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
+    if (
+        differing == ["max_train_steps"]
+        and config.resume_from_checkpoint
+        and config.max_train_steps > before["max_train_steps"]
+    ):
+        return False  # a run may be made longer
+    if differing:
+        other = f"with other settings ({', '.join(differing)})"
         raise ValueError(f"{folder} holds a concept that was learned {other}: choose another --output_dir.")
-    return True
+    return set(concept.directions) == set(text_pairs(trainer.pipe)) and (
+        config.adapter is None or (folder / LORA_WEIGHT_NAME_SAFE).is_file()
+    )
 
 
-def _say(text: str) -> None:
+def _say(text: str, where: TextIO | None = None) -> None:
     if processes().is_main_process:
-        print(text, file=sys.stdout, flush=True)
+        print(text, file=where, flush=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -96,15 +97,15 @@ def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
     assert dti(*command) == 0 and "is learned already" in capsys.readouterr().out
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
     assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
-    assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().out
+    assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     command = ["train", subjects, "--model", model, *SMALL, "--output_dir", tmp_path / "out", "--method", "dco"]
     assert dti(*command) == 1
-    out = capsys.readouterr().out
-    assert "torn: failed, OSError" in out and "2 of 3 learned; failed: torn." in out
+    said = capsys.readouterr()
+    assert "torn: failed, OSError" in said.err and "2 of 3 learned; failed: torn." in said.out
     for name, word in (("rex", "dog"), ("tom", "cat")):
         learned = DirectionalInversion.from_pretrained(tmp_path / "out" / name)
         assert (learned.placeholder_token, learned.metadata["initializer"]) == (f"<{name}>", word)
@@ -212,7 +213,93 @@ def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
     (tmp_path / "metric.py").write_text(METRIC)
     command = ["evaluate", subjects, "--model", model, "--runs", tmp_path / "nothing", "--output_dir", tmp_path / "evaluation"]
     assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:counted", *CALL) == 1
-    assert "nothing/rex" in capsys.readouterr().err
+    assert "nothing has not learned rex" in capsys.readouterr().err
+
+
+def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_path, capsys):
+    """A finished folder that is not whole, another model, runs of one name, repeated seeds, misspelled arguments."""
+    command = [
+        "train",
+        subjects,
+        "--model",
+        model,
+        *SMALL,
+        "--instances",
+        "rex",
+        "--output_dir",
+        runs / "dco",
+        "--method",
+        "dco",
+    ]
+    (runs / "dco" / "rex" / "pytorch_lora_weights.safetensors").unlink()
+    assert dti(*command) == 0 and "rex: learned" in capsys.readouterr().out  # again
+    assert (runs / "dco" / "rex" / "pytorch_lora_weights.safetensors").is_file()
+    other = tmp_path / "another"
+    shutil.copytree(model, other)
+    assert dti(*command[:3], other, *command[4:]) == 1 and "(base_model)" in capsys.readouterr().err
+
+    (tmp_path / "metric.py").write_text(METRIC)
+    shutil.copytree(runs / "dti", tmp_path / "more" / "dti")
+    common = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    common += ["--metrics", f"{tmp_path / 'metric.py'}:counted"]
+    (tmp_path / "prompts.txt").write_text("a {} on the beach\n")
+    common += ["--prompt_file", tmp_path / "prompts.txt"]
+    assert dti(*common, "--runs", runs / "dti", tmp_path / "more" / "dti") == 1 and "one name" in capsys.readouterr().err
+    assert dti(*common, "--runs", runs / "dti", "--seeds", 0, 0, 0) == 0
+    assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["dti"]["pictures"] == 1
+    picture = tmp_path / "evaluation" / "pictures" / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
+    drawn = picture.read_bytes()
+    assert str(tmp_path) not in drawn.decode("latin-1")
+    assert dti("evaluate", *common[1:3], other, *common[4:], "--runs", runs / "dti", "--seeds", 0) == 0
+    assert picture.read_bytes() != drawn  # from another model
+    assert dti(*common, "--runs", runs / "dti", "--call", "guidance_scal=7") == 1
+    assert "cannot be called with guidance_scal" in capsys.readouterr().err
+    (tmp_path / "prompts.txt").write_text("a {} on the beach, on the left\n")
+    picture.rename(picture.with_name("00_a_dog_on_the_beach_on_the_left.png"))
+    assert dti(*common, "--runs", runs / "dti", "--seeds", 0, "--skip_generation") == 1
+    assert "are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{'a': [1.0] * 9}", "finite number for each of 1 pictures"),
+        ("{'a': [float('nan')]}", "finite number"),
+        ("[1.0]", "under each score's name"),
+    ],
+)
+def test_metrics_that_give_something_else(model, subjects, runs, tmp_path, capsys, body, message):
+    (tmp_path / "metric.py").write_text(f"def bad(pictures, texts, subject):\n    return {body}\n")
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, "--runs", runs / "dti"]
+    assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:bad") == 1 and message in capsys.readouterr().err
+
+
+def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, monkeypatch):
+    command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "--output_dir", tmp_path / "out"]
+    command += ["--checkpointing_steps", 1]
+    assert dti(*command) == 0
+    longer = [*command, "--max_train_steps", 5]
+    assert dti(*longer) == 1 and "(max_train_steps)" in capsys.readouterr().err
+    assert dti(*longer, "--resume_from_checkpoint", "latest") == 0
+    assert (tmp_path / "out" / "rex" / "checkpoint-5").is_dir()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers_dti.trainer.DTITrainer.fit", stop)
+    assert dti(*command, "--seed", 3, "--output_dir", tmp_path / "stopped") == 130
+    assert "stopped. What is done is kept." in capsys.readouterr().err
+
+
+def test_generate_with_braces(model, runs, tmp_path, capsys):
+    command = ["generate", "--model", model, *CALL, "--prompts", "a {} on the beach", "a dog", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--token_scale", "0.5", "--concepts", runs / "dti" / "rex") == 0
+    assert "'a dog' has none of <rex> in it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
+    assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
+    assert "Which of <rex>, <tom>" in capsys.readouterr().err
 
 
 def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):

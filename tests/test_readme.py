@@ -1,5 +1,6 @@
 """The README's Python, run as it stands, with a tiny pipeline in the checkpoint's place."""
 
+import functools
 import json
 import re
 import shlex
@@ -89,7 +90,8 @@ def test_the_commands_run(page, sdxl, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: models.append(name) or sdxl)
     monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
-    monkeypatch.setattr(type(sdxl), "__call__", lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
+    quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
+    monkeypatch.setattr(type(sdxl), "__call__", quickly)
     for name in ("dinov2", "siglip"):
         lengths = lambda pictures, texts, subject, name=name: {name: [float(len(t)) for t in texts]}  # noqa: E731
         monkeypatch.setitem(metrics.METRICS, name, lambda *model, device, metric=lengths: metric)

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from PIL import Image
 
-from diffusers_dti.subjects import read_subjects
+from diffusers_dti.subjects import read_subjects, subject_names
 
 
 @pytest.fixture
@@ -92,13 +92,29 @@ def test_masks_where_there_are_any(write, tmp_path):
     mask = Image.new("L", (8, 8), 0)
     mask.paste(255, (0, 0, 4, 8))
     mask.save(tmp_path / "masks" / "dog" / "1.png")
-    rex, tom = read_subjects(path, mask_folder=tmp_path / "masks")
+    (rex,) = read_subjects(path, ["dog"], mask_folder=tmp_path / "masks")
+    tom = read_subjects(path)[1]
     assert [p.mask is None for p in rex.photos] == [True, False, True]
     assert rex.photos[1].mask.getpixel((0, 0)) == 255 and rex.photos[1].mask.getpixel((7, 7)) == 0
     assert [p.mask is None for p in tom.photos] == [True, False]  # transparency
     assert all(p.mask is None for p in read_subjects(path)[0].photos)
-    with pytest.raises(OSError, match="masks' folder .*nowhere is not there"):
-        read_subjects(path, mask_folder=tmp_path / "nowhere")
+    with pytest.raises(OSError, match="'cat' of .* has no masks: .*cat should hold a.png"):
+        read_subjects(path, mask_folder=tmp_path / "masks")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../out", "a/b", "dog\n", " dog", "a:b"])
+def test_names_that_cannot_be_folders(write, name):
+    with pytest.raises(ValueError, match="cannot be a folder's"):
+        read_subjects(write({name: dog()["dog"]}))
+
+
+def test_names_alone(write):
+    """One subject's mistake is not the others'."""
+    path = write(dog() | {"cat": {"path": "photos/nowhere", "class": "cat"}})
+    assert subject_names(path) == ["dog", "cat"] and subject_names(path, ["cat"]) == ["cat"]
+    assert read_subjects(path, ["dog"])[0].name == "dog"
+    with pytest.raises(ValueError, match="no subject 'fish'"):
+        subject_names(path, ["fish"])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ _DREAMBOOTH_HEADINGS = {"object prompts": ["object"], "live subject prompts": ["
 
 def is_live(word: str) -> bool:
     """Whether a class, of one word or several, is a living subject's: its last word decides."""
-    return word.lower().rpartition(" ")[2] in LIVE_CLASSES
+    return word.lower().strip().rpartition(" ")[2] in LIVE_CLASSES
 
 
 def read_prompts(path: str | Path) -> dict[str, list[str]]:

@@ -1,6 +1,8 @@
-"""The paper's protocol: every subject in its prompts, from some seeds, each picture scored once (method: paper, section 5)."""
+"""The paper's protocol: every subject in its prompts, from some seeds, each picture scored once (paper, section 5)."""
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from PIL import Image
 
-from ..pictures import Picture, draw
+from ..pictures import Picture, draw, drawn_from
 from ..store import Store
 from ..subjects import Subject
 from .metrics import Metric
@@ -24,44 +26,48 @@ class Run:
 
     name: str
     folder: Path
-    token_scale: str | float | None
+    token_scale: str | float | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> "Run":
-        """From "out/ti", or "out/ti@mean" to bring its norms to the vocabulary's mean; "@min", "@max" and numbers likewise."""
-        folder, _, scale = text.partition("@")
-        number = scale.replace(".", "", 1).isdigit()
-        name = Path(folder).resolve().name
-        return cls(f"{name}@{scale}" if scale else name, Path(folder), float(scale) if number else scale or None)
+    def folder_of(self, subject: Subject) -> Path:
+        """Where the subject's concept is.
+
+        Raises:
+            OSError: where the run has not learned it.
+        """
+        folder = self.folder / subject.name
+        if not any(folder.glob("learned_embeds*.safetensors")):
+            raise OSError(f"{self.folder} has not learned {subject.name}: `dti train` it first, or name others by --instances.")
+        return folder
 
 
 def prompts_of(subject: Subject, given: Mapping[str, Sequence[str]] | None) -> Sequence[str]:
-    """The subject's own prompts, those given for its kind ("object" or "live"), or the built-in ones."""
-    if subject.prompts is not None:
-        return subject.prompts
-    live = is_live(subject.word)
+    """Those given for the subject's kind ("object" or "live"), its own, or the built-in ones."""
+    kind = "live" if is_live(subject.word) else "object"
     if given is not None:
-        return given["live" if live else "object"]
-    return LIVE_PROMPTS if live else OBJECT_PROMPTS
+        return given[kind]
+    return subject.prompts or {"live": LIVE_PROMPTS, "object": OBJECT_PROMPTS}[kind]
 
 
 def planned(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Picture]:
-    """The pictures of a run and subject; their prompts have the "{}" still."""
+    """The pictures of a run and subject, named by their texts."""
+    own = folder / run.name / subject.name
     return [
-        Picture.named(folder / run.name / subject.name, number, prompt.replace("{}", subject.word), prompt, seed)
+        Picture.named(own, number, prompt.replace("{}", subject.word), prompt.replace("{}", subject.placeholder_token), seed)
         for seed in seeds
         for number, prompt in enumerate(prompts)
     ]
 
 
 @contextmanager
-def loaded(pipe: Any, sources: Sequence[str | Path], token_scale: str | float | None) -> Iterator[dict[str, Any]]:
-    """Concepts in a pipeline for a while, with the adapters that lie beside them; gives what tells them from others.
+def loaded(
+    pipe: Any, sources: Sequence[str | Path], token_scale: str | float | None, token: str | None = None
+) -> Iterator[str]:
+    """Concepts in a pipeline for a while, with the adapters that lie beside them in folders; gives what tells them from others.
 
     Args:
         pipe: the pipeline.
         sources: folders or Hub ids.
-        token_scale: see `load_directional_inversion`.
+        token_scale, token: see `load_directional_inversion`.
 
     Raises:
         OSError: where there is no concept.
@@ -69,7 +75,7 @@ def loaded(pipe: Any, sources: Sequence[str | Path], token_scale: str | float | 
     words, adapters, digest = [], [], hashlib.sha256()
     try:
         for source in sources:
-            concept = pipe.load_directional_inversion(source, token_scale=token_scale)
+            concept = pipe.load_directional_inversion(source, token=token, token_scale=token_scale)
             words.append(concept.placeholder_token)
             for component, rows in concept.embeddings.items():
                 digest.update(f"{words[-1]} {component}".encode() + rows.numpy().tobytes())
@@ -80,7 +86,7 @@ def loaded(pipe: Any, sources: Sequence[str | Path], token_scale: str | float | 
                 digest.update(file.read_bytes())
         if len(adapters) > 1:
             pipe.set_adapters(adapters)  # loading one leaves it alone active
-        yield {"concepts": digest.hexdigest()}
+        yield digest.hexdigest()
     finally:
         if words:
             pipe.unload_directional_inversion(words)
@@ -89,56 +95,72 @@ def loaded(pipe: Any, sources: Sequence[str | Path], token_scale: str | float | 
 
 
 def generate(
-    pipe: Any, run: Run, subject: Subject, pictures: Sequence[Picture], batch_size: int, call: Mapping[str, Any]
+    pipe: Any,
+    run: Run,
+    subject: Subject,
+    pictures: Sequence[Picture],
+    model: Mapping[str, Any],
+    batch_size: int,
+    call: Mapping[str, Any],
 ) -> None:
-    """Draw what is not there yet.
-
-    Raises:
-        OSError: where the run has not learned the subject.
-    """
-    with loaded(pipe, [run.folder / subject.name], run.token_scale) as origin:
-        (word,) = pipe.directional_inversions
-        draw(pipe, [p.of(word) for p in pictures], origin, batch_size, call)
+    """Draw what is not there yet, from this concept, `model` (what tells pipelines apart) and call."""
+    with loaded(pipe, [run.folder_of(subject)], run.token_scale, subject.placeholder_token) as concepts:
+        draw(pipe, pictures, {"concepts": concepts, "model": model}, batch_size, call)
 
 
 def score(
-    run: Run, subject: Subject, pictures: Sequence[Picture], metrics: Mapping[str, Metric], store: Store
+    run: Run, subject: Subject, pictures: Sequence[Picture], metrics: Mapping[str, tuple[Metric, Store]]
 ) -> list[dict[str, Any]]:
-    """Records for `summarise`, one a picture; what the store has is not computed again.
+    """Records for `summarise`, one a picture; what a store has is not computed again.
 
     Args:
         run, subject: what the pictures are of.
         pictures: from `planned`, drawn.
-        metrics: by what the user calls them, which is part of what a score is stored under.
-        store: of scores.
+        metrics: by what the user calls them, each with a store of its scores.
 
     Raises:
-        OSError: for pictures that are missing; none counts as zero.
+        OSError: for pictures that are missing, or were drawn from another prompt or seed; none counts as zero.
+        ValueError: for metrics that give no number for each picture, or two that give the same score.
     """
-    if missing := [str(p.path) for p in pictures if not p.path.is_file()]:
+    if missing := [str(p.path) for p in pictures if not _is(p)]:
         raise OSError(f"{len(missing)} of {len(pictures)} pictures of {subject.name} are missing, the first is {missing[0]}.")
-    texts = [p.prompt.replace("{}", subject.word) for p in pictures]
-    photos = _digest(subject.files, subject.mask_folder)
+    texts = [p.prompt.replace(subject.placeholder_token, subject.word) for p in pictures]
+    photos = _digest([file for file in (*subject.files, *subject.masks) if file is not None])
+    common = {"subject": subject.name, "photos": photos, "masks": [mask is not None for mask in subject.masks]}
+    parts = [common | {"picture": _digest([p.path]), "text": text} for p, text in zip(pictures, texts)]
     scores: list[dict[str, float]] = [{} for _ in pictures]
-    for spec, metric in metrics.items():
-        keys = [
-            {"picture": _digest([p.path]), "text": text, "subject": subject.name, "photos": photos, "metric": spec}
-            for p, text in zip(pictures, texts)
-        ]
-        found = [store.get(key) for key in keys]
+    for spec, (metric, store) in metrics.items():
+        found = [store.get(part | {"metric": spec}) for part in parts]
         todo = [i for i, values in enumerate(found) if values is None]
         if todo:
             images = [_open(pictures[i].path) for i in logging.tqdm(todo, desc=f"{subject.name}, {spec}", leave=False)]
-            columns = metric(images, [texts[i] for i in todo], subject)
-            for place, i in enumerate(todo):
-                found[i] = {name: values[place] for name, values in columns.items()}
-                store.put(keys[i], found[i])
-        for values, new in zip(scores, found, strict=True):
-            values |= new
+            new = _checked(spec, metric(images, [texts[i] for i in todo], subject), len(todo))
+            for i, values in zip(todo, new, strict=True):
+                found[i] = values
+                store.put(parts[i] | {"metric": spec}, values)
+        for values, own in zip(scores, found, strict=True):
+            if twice := values.keys() & own.keys():
+                raise ValueError(
+                    f"{spec} gives the score {sorted(twice)[0]!r}, as another metric does: evaluate with one of them."
+                )
+            values |= own
     return [
-        {"run": run.name, "subject": subject.name, "prompt": p.prompt, "seed": p.seed, "scores": values}
-        for p, values in zip(pictures, scores, strict=True)
+        {"run": run.name, "subject": subject.name, "prompt": text, "seed": p.seed, "scores": values}
+        for p, text, values in zip(pictures, texts, scores, strict=True)
     ]
+
+
+def _is(picture: Picture) -> bool:
+    key = drawn_from(picture.path)
+    return key is not None and {"prompt": picture.prompt, "seed": picture.seed}.items() <= json.loads(key).items()
+
+
+def _checked(spec: str, columns: Any, count: int) -> list[dict[str, float]]:
+    """A metric's answer, picture by picture."""
+    good = isinstance(columns, Mapping) and columns and all(len(values) == count for values in columns.values())
+    if not good or not all(math.isfinite(value) for values in columns.values() for value in values):
+        raise ValueError(f"The metric {spec} must give a finite number for each of {count} pictures under each score's name.")
+    return [{name: float(values[i]) for name, values in columns.items()} for i in range(count)]
 
 
 def _open(path: Path) -> Image.Image:
@@ -146,6 +168,5 @@ def _open(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _digest(files: Sequence[Path], masks: Path | None = None) -> str:
-    found = sorted(masks.rglob("*.png")) if masks else []
-    return hashlib.sha256(b"".join(file.read_bytes() for file in (*files, *found))).hexdigest()
+def _digest(files: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
