@@ -114,14 +114,13 @@ def test_figure(records, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
     figure(summary, "text", "image", tmp_path / "figure.png")
     (axes,) = drawn[0].axes
-    assert [text.get_text() for text in axes.texts] == ["dti", "ti", "constant"]
-    for entry, bars, text in zip(summary.values(), axes.containers, axes.texts):
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["dti", "ti", "constant"]
+    for entry, bars in zip(summary.values(), axes.containers):
         line, _, (across, upright) = bars
         image, prompt = entry["mean"]["image"], entry["mean"]["text"]
         assert line.get_xydata().tolist() == [[prompt["mean"], image["mean"]]]
         assert across.get_segments()[0][:, 0].tolist() == pytest.approx([prompt["low"], prompt["high"]])
         assert upright.get_segments()[0][:, 1].tolist() == pytest.approx([image["low"], image["high"]])
-        assert text.get_color() == line.get_color()
     points = next(c for c in axes.collections if len(c.get_offsets()) == 4).get_offsets().tolist()
     assert points == [[s["text"]["mean"], s["image"]["mean"]] for s in summary["dti"]["subjects"].values()]
     assert "text" in axes.get_xlabel() and "image" in axes.get_ylabel()

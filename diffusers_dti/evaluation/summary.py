@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 RESAMPLES = 2000
+MARKERS = "osD^v"
 
 Estimate = dict[str, float]  # mean, low, high
 
@@ -80,20 +81,20 @@ def figure(summary: dict[str, dict[str, Any]], x: str, y: str, path: str | Path)
     names = list(next(iter(summary.values()))["mean"])
     if missing := [name for name in (x, y) if name not in names]:
         raise ValueError(f"There is no score {missing[0]!r} to draw: there are {', '.join(names)}.")
-    drawing = Figure(figsize=(6, 5), layout="constrained")
+    drawing = Figure(figsize=(9, 5), layout="constrained")
     axes = drawing.subplots()
     for number, (run, entry) in enumerate(summary.items()):
-        color, mean = f"C{number}", entry["mean"]
+        style, mean = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}, entry["mean"]
         subjects = entry["subjects"].values()
-        axes.scatter([s[x]["mean"] for s in subjects], [s[y]["mean"] for s in subjects], 10, color, alpha=0.4, linewidths=0)
+        axes.scatter([s[x]["mean"] for s in subjects], [s[y]["mean"] for s in subjects], 8, alpha=0.3, linewidths=0, **style)
         # rounding can put a bound past a mean that it equals
         errors = [[[max(0, m["mean"] - m["low"])], [max(0, m["high"] - m["mean"])]] for m in (mean[x], mean[y])]
         point = mean[x]["mean"], mean[y]["mean"]
-        axes.errorbar(*point, xerr=errors[0], yerr=errors[1], fmt="o", color=color, capsize=3)
-        axes.annotate(run, point, (6, 6), textcoords="offset points", color=color)
-    axes.set(xlabel=f"prompt ({x})", ylabel=f"subject ({y})")
+        axes.errorbar(*point, xerr=errors[0], yerr=errors[1], label=run, linestyle="none", elinewidth=0.8, **style)
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    drawing.savefig(path, dpi=150)
+    drawing.legend(loc="outside right upper", fontsize="small")
+    drawing.savefig(path, dpi=120)
 
 
 def _estimates(values: torch.Tensor, names: Sequence[str]) -> dict[str, Estimate]:
