@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModularPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.utils import logging
 from torch import nn
@@ -37,6 +38,9 @@ def text_pairs(pipe: Any) -> dict[str, Pair]:
             pairs[name] = (tokenizer, encoder)
     if not pairs:
         found = {n: type(c).__name__ for n, c in components.items() if n.startswith(("text_encoder", "tokenizer"))}
+        if isinstance(pipe, ModularPipeline) and "NoneType" in found.values():
+            missing = ", ".join(n for n, kind in found.items() if kind == "NoneType")
+            raise ValueError(f"{missing} of this {type(pipe).__name__} are not loaded yet: call `load_components()` first.")
         raise ValueError(
             f"{type(pipe).__name__} has no text encoder with a tokenizer of its own, so there is nowhere to put a token. "
             f"It has: {found or 'neither'}."
@@ -120,7 +124,10 @@ def place(
         )
     if set(fitting) != set(inversion.directions):
         unused = set(inversion.directions) - set(fitting)
-        logger.warning(f"{type(pipe).__name__} has no {', '.join(sorted(unused))}: that part of the concept stays unused.")
+        later = " If it is not loaded yet, call `load_components()` before." if isinstance(pipe, ModularPipeline) else ""
+        logger.warning(
+            f"{type(pipe).__name__} has no {', '.join(sorted(unused))}: that part of the concept stays unused.{later}"
+        )
         directions, scales = ({c: values[c] for c in fitting} for values in (inversion.directions, inversion.scales))
         inversion = replace(inversion, directions=directions, scales=scales)
     if set(fitting) != set(pairs):
@@ -154,8 +161,9 @@ def _check_cleaning(pipe: Any, word: str) -> None:
     name, lower = type(pipe).__name__, word.lower()
     if hasattr(pipe, "_text_preprocessing"):  # SANA, PixArt, IF, Lumina, Latte, Allegro
         clean = pipe._text_preprocessing
-    else:  # Wan and what comes from it have a function beside the class
-        modules = (sys.modules[c.__module__] for c in type(pipe).__mro__)
+    else:  # Wan and what comes from it have a function beside the class, or beside their blocks
+        blocks = _blocks(pipe.blocks) if isinstance(pipe, ModularPipeline) else ()
+        modules = (sys.modules.get(c.__module__) for c in (*type(pipe).__mro__, *map(type, blocks)))
         clean = next((m.prompt_clean for m in modules if hasattr(m, "prompt_clean")), lambda text: text)
     if word not in _cleaned(clean, word):
         if lower in _cleaned(clean, lower):
@@ -170,9 +178,20 @@ def _check_cleaning(pipe: Any, word: str) -> None:
         logger.warning(f"{name} takes {word} out of prompts unless it is called with clean_caption=False.")
 
 
+def _blocks(block: Any) -> Iterator[Any]:
+    """The blocks of a modular pipeline, at all depths."""
+    yield block
+    for inner in getattr(block, "sub_blocks", {}).values():
+        yield from _blocks(inner)
+
+
 def _cleaned(clean: Callable[..., Any], word: str, **settings: Any) -> str:
     """A prompt with a word, after cleaning; some pipelines clean lists."""
-    text = clean(f"a {word} here", **settings)
+    text = f"a {word} here"
+    try:
+        text = clean(text, **settings)
+    except NameError:  # ftfy is not installed: modular Wan cannot read prompts then, and Flux has it and never calls it
+        return text
     return text if isinstance(text, str) else text[0]
 
 
