@@ -1,7 +1,8 @@
 """`DirectionalInversion`: a learned concept, apart from any pipeline."""
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import formats
-from .sphere import slerp, unit
+from .sphere import angle, mean, slerp, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +160,75 @@ class DirectionalInversion:
         new = token_scale if isinstance(token_scale, Mapping) else dict.fromkeys(self.scales, token_scale)
         return replace(self, scales={c: torch.full_like(m, float(new[c])) for c, m in self.scales.items()})
 
-    def slerp(self, other: "DirectionalInversion", t: float) -> "DirectionalInversion":
-        """The concept at share `t` of the way to `other`, along the sphere; scales go in a straight line."""
+    def slerp(
+        self, other: "DirectionalInversion", t: float | None = None, *, degrees: float | None = None
+    ) -> "DirectionalInversion":
+        """A move along the great circles to `other`, each vector on its own; scales go in a straight line.
+
+        Placeholder and metadata are this concept's, without the metadata in which the other differs.
+
+        Args:
+            other: another concept, or a word (`diffusers_dti.inspection.from_vocabulary`).
+            t: share of the way: 0 is this concept, 1 the other. Above 1 it goes on behind the other, below 0 away from it.
+            degrees: instead of `t`, the angle by which every vector moves.
+
+        Raises:
+            ValueError: for concepts of different encoders or numbers of vectors, for opposite directions, by an angle for equal
+                ones too, and where a scale would not be positive any more.
+        """
+        self._check_shapes(other)
+        if (t is None) == (degrees is None):
+            raise ValueError("How far to go: give either `t`, the share of the way, or `degrees`.")
+        shares = {c: torch.full_like(m, t or 0.0) for c, m in self.scales.items()}
+        if degrees is not None:
+            whole = {c: angle(v, other.directions[c]) for c, v in self.directions.items()}
+            if any((a < 1e-3).any() for a in whole.values()):
+                raise ValueError("Equal directions have no way between them to go along: give `t` instead of `degrees`.")
+            shares = {c: math.radians(degrees) / a for c, a in whole.items()}
+        return replace(
+            self,
+            directions={c: slerp(v, other.directions[c], shares[c][:, None]) for c, v in self.directions.items()},
+            scales={c: torch.lerp(m, other.scales[c], shares[c]) for c, m in self.scales.items()},
+            metadata=_agreed([self, other]),
+        )
+
+    @classmethod
+    def mean(cls, concepts: Sequence["DirectionalInversion"], weights: Sequence[float] | None = None) -> "DirectionalInversion":
+        """The weighted mean of concepts on the sphere (Fréchet's), each vector on its own; of scales the ordinary one.
+
+        Of two concepts that is `slerp` at the second's share of the weights. Placeholder and metadata are the first one's,
+        without the metadata in which others differ.
+
+        Args:
+            concepts: of the same encoders and number of vectors.
+            weights: one for each, not negative; only their ratios count. By default all alike.
+
+        Raises:
+            ValueError: for no concepts, concepts that do not go together, opposite directions, or weights that do not fit.
+        """
+        if not concepts:
+            raise ValueError("The mean of no concepts: give at least one.")
+        first = concepts[0]
+        for other in concepts[1:]:
+            first._check_shapes(other)
+        w = torch.tensor([1.0] * len(concepts) if weights is None else list(map(float, weights)), dtype=torch.float64)
+        directions = {c: mean(torch.stack([x.directions[c] for x in concepts]), w) for c in first.directions}
+        shares = (w / w.sum()).float()
+        scales = {c: shares @ torch.stack([x.scales[c] for x in concepts]) for c in first.scales}
+        return replace(first, directions=directions, scales=scales, metadata=_agreed(concepts))
+
+    def _check_shapes(self, other: "DirectionalInversion") -> None:
         shapes = [{c: tuple(v.shape) for c, v in x.directions.items()} for x in (self, other)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"Only concepts of the same encoders and number of vectors can be mixed: {shapes[0]}, {shapes[1]}."
             )
-        directions = {c: slerp(v, other.directions[c], t) for c, v in self.directions.items()}
-        return replace(
-            self, directions=directions, scales={c: torch.lerp(m, other.scales[c], t) for c, m in self.scales.items()}
-        )
+
+
+def _agreed(concepts: Sequence[DirectionalInversion]) -> dict[str, Any]:
+    """The first one's metadata, without what another has otherwise: a mixture has no settings of training."""
+    first, *others = (x.metadata for x in concepts)
+    return {k: v for k, v in first.items() if all(k not in other or other[k] == v for other in others)}
 
 
 def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:

@@ -93,22 +93,30 @@ def _save(image: Image.Image, path: Path, key: str) -> None:
 
 def contact_sheet(pictures: Iterable[Picture]) -> Image.Image:
     """A row for each prompt, a column for each seed."""
-    pictures = list(pictures)
-    prompts, seeds = (list(dict.fromkeys(values)) for values in zip(*((p.prompt, p.seed) for p in pictures)))
-    with Image.open(pictures[0].path) as first:
+    rows: dict[str, dict[str, Path]] = {}
+    for picture in pictures:
+        rows.setdefault(picture.prompt, {})[f"seed {picture.seed}"] = picture.path
+    return grid(rows)
+
+
+def grid(rows: Mapping[str, Mapping[str, Path]]) -> Image.Image:
+    """Pictures on disk in labelled rows, by the names of their columns; the first decides the tiles' shape."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with Image.open(next(path for row in rows.values() for path in row.values())) as first:
         height = max(round(TILE * first.height / first.width), 1)
     font, header = ImageFont.load_default(14), 24
-    sheet = Image.new("RGB", (LABEL + len(seeds) * (TILE + GAP), header + len(prompts) * (height + GAP)), "white")
+    sheet = Image.new("RGB", (LABEL + len(columns) * (TILE + GAP), header + len(rows) * (height + GAP)), "white")
     canvas = ImageDraw.Draw(sheet)
-    for column, seed in enumerate(seeds):
-        canvas.text((LABEL + column * (TILE + GAP), 4), f"seed {seed}", "black", font)
-    for row, prompt in enumerate(prompts):
-        lines = textwrap.wrap(prompt, 26, max_lines=max(height // LINE, 1))
-        canvas.multiline_text((6, header + row * (height + GAP) + 6), "\n".join(lines), "black", font)
-    for picture in pictures:
-        corner = (LABEL + seeds.index(picture.seed) * (TILE + GAP), header + prompts.index(picture.prompt) * (height + GAP))
-        with Image.open(picture.path) as image:
-            # small pictures are enlarged with their pixels kept
-            how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize((TILE, height), how), corner)
+    for column, name in enumerate(columns):
+        canvas.text((LABEL + column * (TILE + GAP), 4), name, "black", font)
+    for number, (label, row) in enumerate(rows.items()):
+        top = header + number * (height + GAP)
+        lines = [part for line in label.splitlines() for part in textwrap.wrap(line, 26)]
+        canvas.multiline_text((6, top + 6), "\n".join(lines[: max(height // LINE, 1)]), "black", font)
+        for name, path in row.items():
+            with Image.open(path) as image:
+                # small pictures are enlarged with their pixels kept
+                how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
+                tile = image.convert("RGB").resize((TILE, height), how)
+            sheet.paste(tile, (LABEL + columns.index(name) * (TILE + GAP), top))
     return sheet

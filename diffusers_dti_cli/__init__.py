@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "learn subjects from their photos, one folder or many",
     "generate": "draw prompts with learned words in them",
     "evaluate": "draw and score what was learned, by the paper's protocol",
+    "blend": "draw what lies between two learned words",
+    "inspect": "tell what a file holds, and how it lies in a model's vocabulary",
     "data": "fetch the data set of the paper",
 }
 

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--model` and what goes with it."""
-    parser.add_argument("--model", required=True, help="the pipeline: a Hub id or a folder")
+    parser.add_argument("--model", required=required, help="the pipeline: a Hub id or a folder")
     parser.add_argument("--revision", help="of the model on the Hub")
     parser.add_argument("--variant", help='of the model\'s files, such as "fp16"')
     parser.add_argument(
@@ -15,17 +15,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='such as "cuda:1"; by default the first GPU, or the one that accelerate gives')
 
 
-def open_pipeline(args: argparse.Namespace) -> Any:
-    """The pipeline, on its device."""
+def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Any:
+    """The pipeline, on its device; with `text_only` tokenizers, text encoders and scheduler, and nothing else is fetched."""
+    import diffusers
     import torch
-    from diffusers import DiffusionPipeline
 
     from diffusers_dti.processes import processes  # with the package, which gives pipelines their methods
 
     device = torch.device(args.device) if args.device else processes().device
     dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     options = {k: v for k in ("revision", "variant") if (v := getattr(args, k)) is not None}
-    return DiffusionPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, dtype), **options).to(device)
+    kind = diffusers.DiffusionPipeline
+    if text_only:
+        config = kind.load_config(args.model, **{k: v for k, v in options.items() if k == "revision"})
+        components = [name for name, value in config.items() if isinstance(value, list | tuple) and not name.startswith("_")]
+        options |= {n: None for n in components if not n.startswith(("tokenizer", "text_encoder", "scheduler"))}
+        # the base class does not know which components are optional (Wan's transformers), and would load those all the same
+        kind = getattr(diffusers, str(config["_class_name"]), kind)
+    return kind.from_pretrained(args.model, torch_dtype=getattr(torch, dtype), **options).to(device)
 
 
 def told_apart(args: argparse.Namespace) -> dict[str, Any]:

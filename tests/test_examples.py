@@ -79,6 +79,7 @@ SCRIPTS = (
     "quickstart.py",
     "protocol.py",
     "two_tokens.py",
+    "blend.py",
     "sana.py",
     "wan.py",
     "benchmarks/text_length.py",

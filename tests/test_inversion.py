@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusers_dti import DirectionalInversion
-from diffusers_dti.sphere import unit
+from diffusers_dti.sphere import angle, unit
 
 
 def make(word="<dog>", vectors=2, seed=0, **metadata):
@@ -148,6 +148,50 @@ def test_rescale_and_slerp():
         torch.testing.assert_close(middle.scales[component], (a.scales[component] + b.scales[component]) / 2)
     with pytest.raises(ValueError, match="same encoders"):
         a.slerp(make(vectors=1), 0.5)
+
+
+def test_slerp_beyond_the_other_and_by_degrees():
+    a, b = make().rescale(0.4), make(seed=1).rescale(0.4)
+    whole = {c: torch.rad2deg(angle(v, b.directions[c])) for c, v in a.directions.items()}
+    beyond, moved, back = a.slerp(b, 1.2), a.slerp(b, degrees=25), a.slerp(b, degrees=-25)
+    for c, v in a.directions.items():
+        torch.testing.assert_close(torch.rad2deg(angle(beyond.directions[c], b.directions[c])), 0.2 * whole[c])
+        torch.testing.assert_close(torch.rad2deg(angle(moved.directions[c], v)), torch.full((2,), 25.0))
+        torch.testing.assert_close(torch.rad2deg(angle(moved.directions[c], b.directions[c])), whole[c] - 25)
+        torch.testing.assert_close(torch.rad2deg(angle(back.directions[c], moved.directions[c])), torch.full((2,), 50.0))
+        torch.testing.assert_close(beyond.scales[c], torch.full((2,), 0.4))
+    for kwargs in ({}, {"t": 0.5, "degrees": 3}):
+        with pytest.raises(ValueError, match="either `t`"):
+            a.slerp(b, **kwargs)
+    with pytest.raises(ValueError, match="no way between"):
+        a.slerp(a, degrees=5)
+    with pytest.raises(ValueError, match="scales must be positive"):
+        a.slerp(b.rescale(0.1), 2)
+
+
+def test_the_mean_of_concepts():
+    a, b, c = (make(f"<{i}>", seed=i, pooling="legacy", initializer=i) for i in range(3))
+    middle, arc = DirectionalInversion.mean([a, b], [3, 1]), a.slerp(b, 0.25)
+    for k in a.directions:
+        torch.testing.assert_close(middle.directions[k], arc.directions[k])
+        torch.testing.assert_close(middle.scales[k], arc.scales[k])
+    # what is said of the mixture is what is true of all
+    assert middle.placeholder_token == arc.placeholder_token == "<0>"
+    assert middle.metadata == arc.metadata == {"pooling": "legacy"}
+    assert a.slerp(make(), 0.5).metadata == a.metadata
+    three = DirectionalInversion.mean([a, b, c])
+    torch.testing.assert_close(three.scales["text_encoder"], sum(x.scales["text_encoder"] for x in (a, b, c)) / 3)
+    opposite = DirectionalInversion("<o>", {k: -v for k, v in a.directions.items()}, a.scales)
+    for concepts, weights, message in (
+        ([], None, "no concepts"),
+        ([a, make(vectors=1)], None, "same encoders"),
+        ([a, DirectionalInversion.from_embeddings("<x>", {"text_encoder": torch.ones(2, 16)})], None, "same encoders"),
+        ([a, b], [1], "as many weights"),
+        ([a, b], [1, -1], "not negative"),
+        ([a, opposite], None, "opposite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DirectionalInversion.mean(concepts, weights)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Against float64 formulas and geoopt's sphere."""
 
+import math
 import warnings
 
 import pytest
 import torch
 
-from diffusers_dti.sphere import angle, project, retract, slerp, unit
+from diffusers_dti.sphere import angle, mean, project, retract, slerp, unit
 
 
 def rows(seed, n=5, d=7, dtype=torch.float64):
@@ -53,3 +54,64 @@ def test_opposite_rows_have_no_arc():
     a = unit(rows(0))
     with pytest.raises(ValueError, match="opposite"):
         slerp(a, -a, 0.5)
+
+
+def test_slerp_goes_on_along_the_circle(sphere):
+    a, b = unit(rows(1)), unit(rows(51))
+    for t in (-0.4, 1.7):
+        torch.testing.assert_close(slerp(a, b, t), sphere.expmap(a, t * sphere.logmap(a, b)))
+    each = torch.linspace(-1, 2, len(a), dtype=a.dtype)[:, None]  # a share for each row
+    torch.testing.assert_close(slerp(a, b, each), sphere.expmap(a, each * sphere.logmap(a, b)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mean_of_two_is_on_their_arc(seed):
+    a, b = rows(seed), rows(seed + 50)
+    found = mean(torch.stack([2 * a, b]), torch.tensor([3, 1]))
+    torch.testing.assert_close(found, slerp(a, b, 0.25), rtol=0, atol=1e-12)
+    torch.testing.assert_close(mean(torch.stack([b]), torch.tensor([0.1])), unit(b))
+    # at 170 degrees, where the mean in space lies elsewhere on the arc
+    a, tangent = unit(a), unit(project(unit(a), b))
+    far = unit(math.cos(math.radians(170)) * a + math.sin(math.radians(170)) * tangent)
+    found = mean(torch.stack([a, far]), torch.tensor([0.9, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(found, slerp(a, far, 0.1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mean_is_where_geoopts_logarithms_balance(sphere, seed):
+    points = unit(torch.stack([rows(seed + 10 * i) for i in range(4)]) + 0.7)  # in one half of the sphere
+    weights = torch.tensor([0.5, 0.2, 0.0, 2.0], dtype=torch.float64)
+    found = mean(points, weights)
+    balance = sum(w * sphere.logmap(found, p) for w, p in zip(weights, points))
+    assert balance.abs().max() < 1e-10
+
+    def spread(x):
+        return sum(w * sphere.dist(x, p) ** 2 for w, p in zip(weights, points))
+
+    for other in range(20):  # no other point does better, near or far
+        for size in (1e-3, 0.5):
+            x = sphere.expmap(found, size * unit(project(found, rows(other + 200))))
+            assert (spread(x) > spread(found)).all()
+    torch.testing.assert_close(mean(points, 7 * weights), found)
+    turned = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).Q
+    torch.testing.assert_close(mean(points @ turned, weights), found @ turned)
+
+
+def test_the_mean_in_high_dimensions_and_float32():
+    points = torch.stack([unit(rows(i, n=2, d=768, dtype=torch.float32)) for i in range(6)])  # nearly at right angles
+    found = mean(points, torch.arange(1.0, 7.0))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(found.double(), mean(points.double(), torch.arange(1.0, 7.0)), rtol=0, atol=1e-7)
+
+
+def test_what_has_no_mean():
+    a = unit(rows(0))
+    with pytest.raises(ValueError, match="opposite"):
+        mean(torch.stack([a, -a]), torch.tensor([0.7, 0.3]))
+    triangle = torch.tensor([[[1.0, 0.0]], [[-0.5, 0.75**0.5]], [[-0.5, -(0.75**0.5)]]])
+    with pytest.raises(ValueError, match="balance"):
+        mean(triangle, torch.ones(3))
+    for bad in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]):
+        with pytest.raises(ValueError, match="weights"):
+            mean(torch.stack([a, a]), torch.tensor(bad))

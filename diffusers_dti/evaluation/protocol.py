@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from PIL import Image
 
+from ..inversion import DirectionalInversion
 from ..pictures import Picture, draw, drawn_from
 from ..store import Store
 from ..subjects import Subject
@@ -60,13 +61,16 @@ def planned(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[
 
 @contextmanager
 def loaded(
-    pipe: Any, sources: Sequence[str | Path], token_scale: str | float | None, token: str | None = None
+    pipe: Any,
+    sources: Sequence[str | Path | DirectionalInversion],
+    token_scale: str | float | None,
+    token: str | None = None,
 ) -> Iterator[str]:
     """Concepts in a pipeline for a while, with the adapters that lie beside them in folders; gives what tells them from others.
 
     Args:
         pipe: the pipeline.
-        sources: folders or Hub ids.
+        sources: folders, Hub ids, or concepts.
         token_scale, token: see `load_directional_inversion`.
 
     Raises:
@@ -79,6 +83,8 @@ def loaded(
             words.append(concept.placeholder_token)
             for component, rows in concept.embeddings.items():
                 digest.update(f"{words[-1]} {component}".encode() + rows.numpy().tobytes())
+            if isinstance(source, DirectionalInversion):
+                continue
             file = Path(source) / LORA_WEIGHT_NAME_SAFE
             if file.is_file():
                 adapters.append(f"adapter{len(adapters)}")
