@@ -40,7 +40,7 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
     assert names["image"].size == (32, 32) and len(names["video"]) == 33
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md", "docs/methods.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md", "docs/methods.md", "docs/concepts.md"])
 def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -49,6 +49,7 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     for i, photo in enumerate(photos):
         photo.save(f"photos/dog/{i}.jpg")
     concept(sdxl, "<cat>").save_pretrained("user/dti-cat")
+    concept(sdxl, "<dog>", seed=1).save_pretrained("user/dti-dog")
     asked = []
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: asked.append((name, kwargs)) or sdxl)
     monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
@@ -68,10 +69,12 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
         assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
     if page == "docs/training.md":
         assert Path("out/dog3/validation.png").is_file() and Path("out/dog3/curves.png").is_file()
+    if page == "docs/concepts.md":
+        assert list(sdxl.directional_inversions) == ["<between>", "<wilder>"] and Path("cat.png").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/command_line.md"])
-def test_the_commands_run(page, sdxl, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/command_line.md", "docs/concepts.md"])
+def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     """Those of `dti`, one after the other, on small things in the real ones' place."""
     from diffusers_dti import dreambooth
     from diffusers_dti.evaluation import metrics
@@ -85,9 +88,12 @@ def test_the_commands_run(page, sdxl, photos, tmp_path, monkeypatch):
     Path("data/dreambooth.json").write_text(
         json.dumps({name: {"path": f"data/dreambooth/{name}", "class": name} for name in ("dog", "cat")})
     )
+    for seed, name in enumerate(("cat", "dog")):
+        concept(sdxl, f"<{name}>", seed=seed).save_pretrained(f"user/dti-{name}")
     monkeypatch.setattr(dreambooth, "ARCHIVE", "http://localhost:9/")  # all is there
     models = []
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: models.append(name) or sdxl)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **kwargs: {"_class_name": type(sdxl).__name__, **sdxl.config})
     monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
     quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
@@ -99,12 +105,15 @@ def test_the_commands_run(page, sdxl, photos, tmp_path, monkeypatch):
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     commands = [c[c.index("-m") + 1 :] if c[0] == "accelerate" else c for c in commands]
     run = [c[1:] for c in commands if c[0] in ("dti", "diffusers_dti_cli")]
-    assert len(run) == {"README.md": 2, "docs/command_line.md": 7}[page]
+    assert len(run) == {"README.md": 2, "docs/command_line.md": 7, "docs/concepts.md": 4}[page]
     for command in run:
         assert main(command) == 0, command
     assert set(models) == {"stabilityai/stable-diffusion-xl-base-1.0"}
-    assert Path("out/pictures/sheet.png").is_file()
-    if page != "README.md":
+    if page == "docs/concepts.md":
+        assert Path("out/blend/strip.png").is_file() and Path("out/cat.png").is_file()
+    else:
+        assert Path("out/pictures/sheet.png").is_file()
+    if page == "docs/command_line.md":
         assert "ti@mean" in Path("out/evaluation/results.md").read_text()
 
 
