@@ -173,7 +173,8 @@ def table(report: Mapping[str, Any]) -> str:
         if key in metadata:
             lines.append(f"{key:11} {metadata[key]}")
     said = {*metadata, "placeholder_token", "initializer_token", "templates"}
-    settings = {k: v for k, v in metadata.get("training", {}).items() if v is not None and k not in said}
+    training = metadata.get("training")
+    settings = {k: v for k, v in training.items() if v is not None and k not in said} if isinstance(training, Mapping) else {}
     if settings:
         text = ", ".join(f"{k}={v}" for k, v in settings.items())
         lines += textwrap.wrap(f"training    {text}", 120, subsequent_indent=" " * 12, break_on_hyphens=False)

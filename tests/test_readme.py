@@ -93,7 +93,8 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(dreambooth, "ARCHIVE", "http://localhost:9/")  # all is there
     models = []
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: models.append(name) or sdxl)
-    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **kwargs: {"_class_name": type(sdxl).__name__, **sdxl.config})
+    config = {"_class_name": type(sdxl).__name__, **sdxl.config}
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **kwargs: config)
     monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
     quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
