@@ -45,7 +45,9 @@ def test_the_strip(model, ends, tmp_path):
         prompts = ["--prompts", f"a <{name}> on the beach", "--seeds", 7, "--output_dir", tmp_path / name]
         assert dti("generate", "--model", model, "--concepts", end, *prompts, *CALL) == 0
         (alone,) = (tmp_path / name / "7").glob("*.png")
-        assert Image.open(alone).tobytes() == Image.open(out / t / "7" / "00_a_on_the_beach.png").tobytes()
+        # drawn in other batches: the last digit may differ
+        both = [list(Image.open(p).tobytes()) for p in (alone, out / t / "7" / "00_a_on_the_beach.png")]
+        assert max(abs(a - b) for a, b in zip(*both, strict=True)) <= 1
     assert len({Image.open(p).tobytes() for p in pictures}) == len(pictures)
     middle = DirectionalInversion.from_pretrained(ends[0]).slerp(DirectionalInversion.from_pretrained(ends[1]), 0.5)
     kept = DirectionalInversion.from_pretrained(out / "0.500")
