@@ -77,7 +77,7 @@ class DirectionalInversion:
 
         They replace the folder's earlier concept as a whole.
         """
-        headers = {c: {"component": c, "scale": m.tolist(), **self.metadata} for c, m in self.scales.items()}
+        headers = {c: {**self.metadata, "component": c, "scale": m.tolist()} for c, m in self.scales.items()}
         formats.write(Path(save_directory), self.placeholder_token, self.embeddings, headers)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload_kwargs: Any) -> str:
@@ -101,58 +101,33 @@ class DirectionalInversion:
         placeholder_token: str | None = None,
         weight_name: str | None = None,
         subfolder: str | None = None,
+        allow_pickle: bool = False,
         **hub_kwargs: Any,
     ) -> "DirectionalInversion":
         """Read a concept from a Hub id, a folder, a file, or a state dict.
 
+        Files may be ours or those of diffusers' scripts, A1111, ComfyUI, kohya, OneTrainer and InvokeAI: docs/formats.md.
+
         Args:
-            source: where from. A state dict is `{placeholder: rows}`, for the first text encoder, or
-                `{"text_encoder": rows, "text_encoder_2": rows}` together with `placeholder_token`.
-            placeholder_token: replaces the file's.
+            source: where from. With `learned_embeds.safetensors` the files of further encoders beside it are read as well. A
+                state dict is what such a file holds, or `{"text_encoder": rows, "text_encoder_2": rows}` together with
+                `placeholder_token`.
+            placeholder_token: replaces the file's, or says which concept of a file with several is meant.
             weight_name: the one file to read, instead of all `learned_embeds*.safetensors`.
             subfolder: folder within the repository or folder.
+            allow_pickle: read pickles (`.pt`, `.bin`) as well, for their tensors alone: code in them is never run.
             hub_kwargs: of `huggingface_hub.hf_hub_download`: `token`, `revision`, `cache_dir`, `local_files_only`, ...
 
         Raises:
             OSError: where there is no such file. ValueError: where what is there is no concept.
         """
-        if isinstance(source, Mapping):
-            return cls._from_state_dict(source, placeholder_token)
-        if not isinstance(source, str | Path):
-            raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
-        files = _local_files(Path(source) / (subfolder or ""), weight_name)
-        if files is None:
-            files = _hub_files(str(source), weight_name, subfolder, hub_kwargs)
-        names, embeddings, scales, metadata = [], {}, {}, {}
-        for path in files:
-            name, rows, header = formats.read(path)
-            names.append(name)
-            component = formats.component_of(path.name) if header is None else header["component"]
-            if component in embeddings:
-                raise ValueError(f"{source}: two of its files are for {component}.")
-            embeddings[component] = rows
-            if header is not None:
-                scales[component] = torch.tensor(header["scale"])
-                metadata |= {k: v for k, v in header.items() if k not in ("version", "component", "scale")}
-        if placeholder_token is None and len(set(names)) > 1:
-            raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
-        read = cls.from_embeddings(placeholder_token or names[0], embeddings, metadata)
+        read = contents(source, placeholder_token, weight_name, subfolder, allow_pickle, **hub_kwargs)
+        if read.placeholder is None:
+            raise ValueError(f"{_named(source)} has no placeholder in it: give it with `token` (or `placeholder_token`).")
+        concept = cls.from_embeddings(read.placeholder, read.rows, read.metadata)
         # a stored scale gives the direction back to the last digit; the norm of the product would round once more
-        directions = {c: embeddings[c] / scales[c][:, None] if c in scales else v for c, v in read.directions.items()}
-        return replace(read, directions=directions, scales=read.scales | scales)
-
-    @classmethod
-    def _from_state_dict(cls, state_dict: Mapping[str, Any], placeholder_token: str | None) -> "DirectionalInversion":
-        if state_dict and set(state_dict) <= set(formats.COMPONENTS):
-            if placeholder_token is None:
-                raise ValueError("This state dict has no placeholder in it: give it with `token` (or `placeholder_token`).")
-            return cls.from_embeddings(placeholder_token, state_dict)
-        if len(state_dict) != 1 or not isinstance(next(iter(state_dict.values())), Tensor):
-            raise ValueError(
-                f"A state dict needs one placeholder with its rows, or rows per component; got {list(state_dict)}."
-            )
-        ((name, rows),) = state_dict.items()
-        return cls.from_embeddings(placeholder_token or name, {formats.COMPONENTS[0]: rows})
+        directions = {c: e / read.scales[c][:, None] for c, e in read.rows.items() if c in read.scales}
+        return replace(concept, directions=concept.directions | directions, scales=concept.scales | read.scales)
 
     # ------------------------------------------------------------------------------------------------------- geometry
     def rescale(self, token_scale: float | Mapping[str, float]) -> "DirectionalInversion":
@@ -231,35 +206,90 @@ def _agreed(concepts: Sequence[DirectionalInversion]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if all(k not in other or other[k] == v for other in others)}
 
 
+def contents(
+    source: str | Path | Mapping[str, Any],
+    placeholder_token: str | None = None,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    allow_pickle: bool = False,
+    **hub_kwargs: Any,
+) -> formats.Contents:
+    """The rows of a concept as they stand in its files, to the bit; see `DirectionalInversion.from_pretrained`."""
+    if isinstance(source, Mapping):
+        if source and set(source) <= set(formats.COMPONENTS):
+            return formats.Contents(placeholder_token, dict(source), {}, {})
+        try:
+            read = formats.from_tensors(source, placeholder_token)
+        except ValueError as error:
+            raise ValueError(f"{_named(source)} cannot be used: {error}.") from error
+        return read._replace(placeholder=placeholder_token or read.placeholder)
+    if not isinstance(source, str | Path):
+        raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
+    files = _local_files(Path(source) / (subfolder or ""), weight_name)
+    if files is None:
+        files = _hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)
+    whole = formats.Contents(placeholder_token, {}, {}, {})
+    names = set()
+    for path in files:
+        read = formats.read(path, placeholder_token, allow_pickle)
+        if both := whole.rows.keys() & read.rows.keys():
+            raise ValueError(f"{source}: two of its files are for {', '.join(both)}.")
+        names.add(read.placeholder)
+        encoders = whole.metadata.get("encoders", {}) | read.metadata.get("encoders", {})
+        metadata = whole.metadata | read.metadata | ({"encoders": encoders} if encoders else {})
+        whole = formats.Contents(placeholder_token, whole.rows | read.rows, whole.scales | read.scales, metadata)
+    if placeholder_token is None and len(names) > 1:
+        raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
+    return whole._replace(placeholder=placeholder_token or names.pop())
+
+
+def _named(source: Any) -> str:
+    return "This state dict" if isinstance(source, Mapping) else str(source)
+
+
+def _names(weight_name: str | None, suffix: str = formats.SUFFIX) -> list[str]:
+    return [weight_name] if weight_name else [formats.file_name(c, suffix) for c in formats.COMPONENTS]
+
+
 def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
     """Files on disk, or None where nothing of that name is on disk."""
+    suffixes = (formats.SUFFIX, ".bin")
     if path.is_file():
-        return [path]
+        if weight_name or path.name != formats.file_name(formats.COMPONENTS[0], path.suffix):
+            return [path]
+        path, suffixes = path.parent, (path.suffix,)  # a concept's first file stands for the whole of it
     if not path.is_dir():
         return None
-    names = [weight_name] if weight_name else [formats.file_name(c) for c in formats.COMPONENTS]
-    files = [path / n for n in names if (path / n).is_file()]
-    if not files:
-        raise OSError(f"{path} has no {' or '.join(names)}; give the file's name with `weight_name`.")
-    return files
+    for suffix in suffixes:
+        if files := [path / n for n in _names(weight_name, suffix) if (path / n).is_file()]:
+            return files
+    raise OSError(f"{path} has no {' or '.join(_names(weight_name))}; give the file's name with `weight_name`.")
 
 
-def _hub_files(repo_id: str, weight_name: str | None, subfolder: str | None, hub_kwargs: dict[str, Any]) -> list[Path]:
+def _hub_files(
+    repo_id: str, weight_name: str | None, subfolder: str | None, allow_pickle: bool, hub_kwargs: dict[str, Any]
+) -> list[Path]:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-    names = [weight_name] if weight_name else [formats.file_name(c) for c in formats.COMPONENTS]
     offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
-    files, missing = [], None
-    for name in names:
-        try:
-            files.append(Path(hf_hub_download(repo_id, name, subfolder=subfolder, **hub_kwargs)))
-        except HFValidationError as error:
-            raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and not offline:
-                raise OSError(f"{repo_id}: {name} could not be asked for, so the concept may not be whole: {error}") from error
-            missing = error
-    if not files:
-        raise OSError(f"{repo_id} has no {' or '.join(names)} that can be had: {missing}") from missing
-    return files
+    missing = None
+    for names in (_names(weight_name), *([_names(None, ".bin")] if allow_pickle and not weight_name else [])):
+        files = []
+        for name in names:
+            try:
+                files.append(Path(hf_hub_download(repo_id, name, subfolder=subfolder, **hub_kwargs)))
+            except HFValidationError as error:
+                raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError) and not offline:
+                    raise OSError(
+                        f"{repo_id}: {name} could not be asked for, so the concept may not be whole: {error}"
+                    ) from error
+                missing = error
+        if files:
+            return files
+    raise OSError(
+        f"{repo_id} has no {' or '.join(_names(weight_name))} that can be had: {missing}. Files of other names are given with "
+        "`weight_name`; pickles such as learned_embeds.bin are read only with `allow_pickle=True`."
+    ) from missing

@@ -15,7 +15,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.utils import logging
 from torch import nn
 
-from . import vocabulary
+from . import foreign, vocabulary
 from .inversion import DirectionalInversion
 from .offload import weights_at_hand
 
@@ -79,7 +79,7 @@ def load_directional_inversion(
         pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" at the placeholder, as transformers
             does with SDXL's configuration. By default as the concept was trained, else "eos".
         hf_token: the Hub's access token.
-        kwargs: `weight_name`, `subfolder`, `revision`, `cache_dir`, `local_files_only`, ...
+        kwargs: `weight_name`, `subfolder`, `allow_pickle`, `revision`, `cache_dir`, `local_files_only`, ...
 
     Returns:
         What was loaded, at the scale it was loaded with.
@@ -96,7 +96,7 @@ def load_directional_inversion(
     else:
         from huggingface_hub import hf_hub_download
 
-        known = {"weight_name", *signature(hf_hub_download).parameters} - {"repo_id", "filename", "token"}
+        known = {"weight_name", "allow_pickle", *signature(hf_hub_download).parameters} - {"repo_id", "filename", "token"}
         if unknown := kwargs.keys() - known:
             raise TypeError(f"`load_directional_inversion` has no argument {', '.join(sorted(unknown))}.")
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
@@ -116,20 +116,8 @@ def place(
     pairs = text_pairs(pipe)
     if len({id(tokenizer) for tokenizer, _ in pairs.values()}) < len(pairs):
         raise ValueError(f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, a `copy.deepcopy`.")
-    fitting = {c: pairs[c] for c in inversion.directions if c in pairs}
-    if not fitting:
-        raise ValueError(
-            f"{inversion.placeholder_token} is for {', '.join(inversion.directions)}, and {type(pipe).__name__} has only "
-            f"{', '.join(pairs)}."
-        )
-    if set(fitting) != set(inversion.directions):
-        unused = set(inversion.directions) - set(fitting)
-        later = " If it is not loaded yet, call `load_components()` before." if isinstance(pipe, ModularPipeline) else ""
-        logger.warning(
-            f"{type(pipe).__name__} has no {', '.join(sorted(unused))}: that part of the concept stays unused.{later}"
-        )
-        directions, scales = ({c: values[c] for c in fitting} for values in (inversion.directions, inversion.scales))
-        inversion = replace(inversion, directions=directions, scales=scales)
+    inversion = _sort_out(pipe, pairs, inversion)
+    fitting = {c: pairs[c] for c in inversion.directions}
     if set(fitting) != set(pairs):
         missing = ", ".join(sorted(set(pairs) - set(fitting)))
         logger.warning(f"{inversion.placeholder_token} has nothing for {missing}: there it stays an ordinary, unknown word.")
@@ -154,6 +142,36 @@ def place(
             raise
         # />
     return inversion
+
+
+def _sort_out(pipe: Any, pairs: Mapping[str, Pair], inversion: DirectionalInversion) -> DirectionalInversion:
+    """The parts of a concept that are for this pipeline, by its components.
+
+    Other programs' files do not say which component a part is for: there it goes by kind and width of the encoder.
+    """
+    widths = {c: v.shape[1] for c, v in inversion.directions.items()}
+    keys = inversion.metadata.get("encoders", {})
+    places = {c: c for c, w in widths.items() if c in pairs and (c not in keys or foreign.fits(keys[c], w, pairs[c][1]))}
+    for c in [c for c in widths if c in keys and c not in places]:
+        free = [p for p in pairs if p not in places.values() and foreign.fits(keys[c], widths[c], pairs[p][1])]
+        if free:
+            places[c] = free[0]
+    names = {c: foreign.encoder_name(keys.get(c), w) for c, w in widths.items()}
+    if not any(foreign.fits(None, widths[c], pairs[p][1]) for c, p in places.items()):
+        parts = (names[c] or c if c not in pairs else f"{names[c] or c}, {w} wide" for c, w in widths.items())
+        here = (f"{c} ({vocabulary.table(encoder).shape[1]} wide)" for c, (_, encoder) in pairs.items())
+        base = inversion.metadata.get("base_model")
+        raise ValueError(
+            f"{inversion.placeholder_token} is for {' and '.join(parts)}, and {type(pipe).__name__} has only "
+            f"{', '.join(here)}: it was learned with another model{f', {base}' if base else ''}."
+        )
+    if unused := sorted(widths.keys() - places.keys()):
+        parts = ", ".join((c in keys and names[c]) or c for c in unused)
+        later = " If it is not loaded yet, call `load_components()` before." if isinstance(pipe, ModularPipeline) else ""
+        logger.warning(f"{type(pipe).__name__} has no {parts}: that part of the concept stays unused.{later}")
+    directions, scales = ({p: values[c] for c, p in places.items()} for values in (inversion.directions, inversion.scales))
+    metadata = inversion.metadata | ({"encoders": {p: keys[c] for c, p in places.items() if c in keys}} if keys else {})
+    return replace(inversion, directions=directions, scales=scales, metadata=metadata)
 
 
 def _check_cleaning(pipe: Any, word: str) -> None:

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "draw and score what was learned, by the paper's protocol",
     "blend": "draw what lies between two learned words",
     "inspect": "tell what a file holds, and how it lies in a model's vocabulary",
+    "convert": "rewrite a learned word for diffusers, ComfyUI, A1111 or OneTrainer",
     "data": "fetch the data set of the paper",
 }
 

@@ -288,6 +288,8 @@ def test_another_width_is_refused(sdxl, sd, concept):
         "<dog>", {"text_encoder": other.embeddings["text_encoder_2"]}, other.metadata
     )
     before = states(sd)
-    with pytest.raises(ValueError, match="24 wide for text_encoder, whose embeddings are 16 wide.*user/other"):
+    with pytest.raises(
+        ValueError, match=r"text_encoder, 24 wide, and StableDiffusionPipeline has only text_encoder \(16 wide\).*user/other"
+    ):
         sd.load_directional_inversion(swapped)
     assert not differing(states(sd), before)
