@@ -132,10 +132,10 @@ def _tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
         # torch 2.4 has none; the first textual inversion's files hold this module, which is a dict
         allowed = getattr(torch.serialization, "safe_globals", lambda names: nullcontext())
         try:
-            with allowed([torch.nn.ParameterDict]):
-                return torch.load(path, map_location="cpu", weights_only=True), {}
+            with allowed([torch.nn.ParameterDict]), path.open("rb") as file:  # torch goes by a path's ending
+                return torch.load(file, map_location="cpu", weights_only=True), {}
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is torn, or a pickle of more than tensors, which is not read: {error!s:.200}") from error
+            raise ValueError(f"{path} is torn, or a pickle of more than tensors, which is not read.") from error
     try:
         with safe_open(path, framework="pt") as f:
             names = [k for k in f.keys() if k.startswith(foreign.BUNDLED)] or f.keys()  # without the LoRA around them
