@@ -50,9 +50,9 @@ def parse(tensors: Any) -> dict[str | None, Parts]:
     if not isinstance(tensors, Mapping) or not all(isinstance(k, str) for k in tensors):
         raise ValueError(f"it holds a {type(tensors).__name__}, and no tensors by name")
     if "string_to_param" in tensors:  # A1111, and the first textual inversion of all, whose mapping is a module
-        name, params = tensors.get("name"), dict(tensors["string_to_param"].items())
-        if len(params) != 1:
-            raise ValueError(f"it holds the words {sorted(params)}, and should hold one")
+        name, params = tensors.get("name"), tensors["string_to_param"]
+        if not isinstance(params, Mapping | torch.nn.ParameterDict) or len(params) != 1:
+            raise ValueError("its `string_to_param` should hold the rows of one word")
         return {name if isinstance(name, str) and name.strip() else None: _parts({"*": next(iter(params.values()))})}
     bundled: dict[str | None, dict[str, Any]] = {}
     for key in [k for k in tensors if k.startswith(BUNDLED)]:  # OneTrainer, in a LoRA
@@ -145,7 +145,7 @@ def tensors(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], program: st
     """A concept's (n, d) by component, under the names that "comfyui" (A1111 as well) or "onetrainer" reads.
 
     Raises:
-        ValueError: where a program has no name for an encoder.
+        ValueError: where a program has no name for an encoder, or one for two.
     """
     named = keys({c: r.shape[1] for c, r in rows.items()}, metadata)
     alone = {"comfyui": "emb_params", "onetrainer": "emp_params"}[program]
@@ -154,6 +154,10 @@ def tensors(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], program: st
     names = {"t5xxl": "t5", "gemma2_2b": "gemma", "umt5xxl": None} if program == "onetrainer" else {}
     if missing := [encoder_name(k, 0) for k in named.values() if names.get(k, k) is None]:
         raise ValueError(f"OneTrainer has no embeddings for {', '.join(map(str, missing))}.")
+    if len(set(named.values())) < len(named):
+        raise ValueError(
+            f"Two of its encoders would be called {' and '.join(map(str, named.values()))}: there is no such file."
+        )
     return {names.get(named[c], named[c]): r for c, r in rows.items()}
 
 

@@ -169,6 +169,8 @@ def _sort_out(pipe: Any, pairs: Mapping[str, Pair], inversion: DirectionalInvers
         parts = ", ".join((c in keys and names[c]) or c for c in unused)
         later = " If it is not loaded yet, call `load_components()` before." if isinstance(pipe, ModularPipeline) else ""
         logger.warning(f"{type(pipe).__name__} has no {parts}: that part of the concept stays unused.{later}")
+    elif all(c == p for c, p in places.items()):
+        return inversion
     directions, scales = ({p: values[c] for c, p in places.items()} for values in (inversion.directions, inversion.scales))
     metadata = inversion.metadata | ({"encoders": {p: keys[c] for c, p in places.items() if c in keys}} if keys else {})
     return replace(inversion, directions=directions, scales=scales, metadata=metadata)

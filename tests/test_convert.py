@@ -123,6 +123,12 @@ def test_files_and_names(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_encoders_of_one_name(tmp_path):
+    saved(tmp_path / "ours", {}, {ONE: L, TWO: L + 1})
+    with pytest.raises(ValueError, match="would be called clip_l and clip_l"):
+        convert(tmp_path / "ours", "comfyui", tmp_path / "out")
+
+
 def test_the_command(tmp_path, capsys):
     torch.save({"string_to_param": {"*": L}, "name": "dog"}, tmp_path / "dog.pt")
     command = ["convert", str(tmp_path / "dog.pt"), "--to", "diffusers", "--output", str(tmp_path / "out")]
