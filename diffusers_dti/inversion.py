@@ -1,7 +1,6 @@
 """`DirectionalInversion`: a learned concept, apart from any pipeline."""
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import formats
+from . import formats, hub
 from .sphere import angle, mean, slerp, unit
 
 
@@ -80,19 +79,43 @@ class DirectionalInversion:
         headers = {c: {**self.metadata, "component": c, "scale": m.tolist()} for c, m in self.scales.items()}
         formats.write(Path(save_directory), self.placeholder_token, self.embeddings, headers)
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload_kwargs: Any) -> str:
-        """Create the repository if need be, upload the concept's files and return the commit's address.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        images: "hub.Samples | None" = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Create the repository if need be, and commit the concept's files, samples and a model card, in one commit.
 
-        `upload_kwargs` go to `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`, `create_pr`, ...
+        Its earlier concept, with samples and card, is replaced as a whole.
+
+        Args:
+            repo_id: "user/name".
+            images: samples, pictures or pairs of a prompt and a picture.
+            license: for the card, as the Hub names it, "apache-2.0"; by default the card names none.
+            private: of a repository that is created; by default as the account is set up.
+            token: the Hub's access token; by default the one of `hf auth login`.
+            subfolder: folder in the repository, where several concepts share one.
+            revision: a branch, created if need be.
+            create_pr: open a pull request instead of changing the branch.
+
+        Returns:
+            The commit's address, a `huggingface_hub.CommitInfo`, which has `pr_url` and `pr_revision` as well.
+
+        Raises:
+            OSError: where the Hub refuses, or the connection breaks, saying what helps.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            upload_kwargs.setdefault("commit_message", f"Upload {self.placeholder_token}")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload_kwargs))
+        return hub.push(
+            self, repo_id, images=images, license=license, private=private, token=token, subfolder=subfolder,
+            revision=revision, commit_message=commit_message, create_pr=create_pr,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -269,26 +292,33 @@ def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
 def _hub_files(
     repo_id: str, weight_name: str | None, subfolder: str | None, allow_pickle: bool, hub_kwargs: dict[str, Any]
 ) -> list[Path]:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    """Files in the Hub's cache, downloaded where they are not: all of one commit."""
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import EntryNotFoundError, HFValidationError
 
     offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
-    missing = None
-    for names in (_names(weight_name), *([_names(None, ".bin")] if allow_pickle and not weight_name else [])):
-        files = []
-        for name in names:
-            try:
-                files.append(Path(hf_hub_download(repo_id, name, subfolder=subfolder, **hub_kwargs)))
-            except HFValidationError as error:
-                raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError) and not offline:
-                    raise OSError(
-                        f"{repo_id}: {name} could not be asked for, so the concept may not be whole: {error}"
-                    ) from error
-                missing = error
-        if files:
-            return files
+    files, missing, commit = [], None, None
+    try:
+        for suffix in (formats.SUFFIX, ".bin") if allow_pickle and not weight_name else (formats.SUFFIX,):
+            for name in [f"{subfolder}/{n}" if subfolder else n for n in _names(weight_name, suffix)]:
+                if commit and try_to_load_from_cache(repo_id, name, hub_kwargs.get("cache_dir"), commit) is _CACHED_NO_EXIST:
+                    continue  # for a commit that is known for good, also while the Hub is out of order
+                try:
+                    with hub.clear_errors(repo_id):
+                        files.append(Path(hf_hub_download(repo_id, name, **hub_kwargs)))
+                except EntryNotFoundError as error:
+                    missing = error
+                    continue
+                snapshot = files[-1].parents[name.count("/")]
+                if snapshot.parent.name == "snapshots":  # not with `local_dir`
+                    commit = snapshot.name
+                    hub_kwargs = hub_kwargs | {"revision": commit}
+            if files:
+                return files
+    except HFValidationError as error:
+        raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
+    if offline:
+        raise OSError(f"{repo_id} is not in the cache, and the Hub is not to be asked: load it once online.") from missing
     raise OSError(
         f"{repo_id} has no {' or '.join(_names(weight_name))} that can be had: {missing}. Files of other names are given with "
         "`weight_name`; pickles such as learned_embeds.bin are read only with `allow_pickle=True`."

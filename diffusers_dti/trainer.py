@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.utils import logging
 from PIL import Image
 
-from . import checkpoint, families, loading, validation, vocabulary
+from . import checkpoint, families, hub, loading, validation, vocabulary
 from .adapter import Adapter
 from .config import DTIConfig
 from .data import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
@@ -158,10 +158,18 @@ class DTITrainer:
         validation.plot(self.history, path)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push the learned concept, see `DirectionalInversion.push_to_hub`."""
+        """Push the learned concept and its adapter, by default with the last validation pictures as samples.
+
+        Arguments, result and errors are those of `DirectionalInversion.push_to_hub`.
+        """
         if len(self.inversions) != 1:
             raise ValueError("There is no one concept to push: call `fit` first, and push several concepts one by one.")
-        return self.inversion.push_to_hub(repo_id, **kwargs)
+        if self.validation_images and kwargs.get("images") is None:
+            given = self.config.validation_prompt
+            prompts = [p.replace("{}", *self.inversions) for p in ([given] if isinstance(given, str) else given)]
+            kwargs["images"] = list(zip(prompts, self.validation_images[max(self.validation_images)]))
+        angle = self.history[-1]["angle"] if self.history else None
+        return hub.push(self.inversion, repo_id, adapter=self.adapter, angle=angle, **kwargs)
 
     # -------------------------------------------------------------------------------------------------------- the start
     def _pairs(self) -> dict[str, loading.Pair]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline
 
-import diffusers_dti
-from diffusers_dti import families
+from diffusers_dti import families, hub
 from diffusers_dti.families import sdxl as family
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +39,9 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
     assert names["image"].size == (32, 32) and len(names["video"]) == 33
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/loading.md", "docs/training.md", "docs/methods.md", "docs/concepts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{n}.md" for n in ("loading", "training", "methods", "concepts", "hub"))]
+)
 def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
@@ -54,7 +55,7 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: asked.append((name, kwargs)) or sdxl)
     monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
     pushed = []
-    monkeypatch.setattr(diffusers_dti.DirectionalInversion, "push_to_hub", lambda self, repo: pushed.append(repo))
+    monkeypatch.setattr(hub, "push", lambda concept, repo, **arguments: pushed.append(repo))
     small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
     monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | small)
     names = {"WIDTH": 16}
@@ -67,6 +68,8 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     if page == "README.md":
         assert pushed == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<dog>"]
         assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
+    if page == "docs/hub.md":
+        assert pushed == ["user/dti-dog"] * 3 + ["user/dti-animals"]
     if page == "docs/training.md":
         assert Path("out/dog3/validation.png").is_file() and Path("out/dog3/curves.png").is_file()
     if page == "docs/concepts.md":
