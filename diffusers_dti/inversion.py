@@ -294,7 +294,7 @@ def _hub_files(
 ) -> list[Path]:
     """Files in the Hub's cache, downloaded where they are not: all of one commit."""
     from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError, HFValidationError
+    from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
     files, missing, commit = [], None, None
@@ -317,9 +317,9 @@ def _hub_files(
                 return files
     except HFValidationError as error:
         raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
-    if offline:
+    if offline and isinstance(missing, LocalEntryNotFoundError):
         raise OSError(f"{repo_id} is not in the cache, and the Hub is not to be asked: load it once online.") from missing
     raise OSError(
-        f"{repo_id} has no {' or '.join(_names(weight_name))} that can be had: {missing}. Files of other names are given with "
-        "`weight_name`; pickles such as learned_embeds.bin are read only with `allow_pickle=True`."
+        f"{repo_id} has no {' or '.join(_names(weight_name))}. Files of other names are given with `weight_name`; pickles such "
+        "as learned_embeds.bin are read only with `allow_pickle=True`."
     ) from missing
