@@ -38,6 +38,8 @@ def convert(
     if program == "diffusers":
         if one_file:
             raise ValueError(f"diffusers takes one file for each encoder: give a folder for them instead of {output}.")
+        if read_kwargs.get("weight_name") and output.resolve() == Path(source).resolve():
+            raise ValueError(f"{source} would lose its other files: give another folder.")
         scales = concept.scales | read.scales
         headers = {c: {**read.metadata, "component": c, "scale": m.tolist()} for c, m in scales.items()}
         formats.write(output, read.placeholder, read.rows, headers)

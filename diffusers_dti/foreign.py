@@ -35,6 +35,7 @@ KEYS |= {"t5": "t5xxl", "gemma": "gemma2_2b"}  # OneTrainer; t5 also diffusers' 
 KEYS |= {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # early SDXL scripts of pivotal tuning
 KEYS |= {"emb_params": None, "emp_params": None, "*": None}  # A1111, kohya, InvokeAI; OneTrainer
 BUNDLED = "bundle_emb."
+FAMILY_ENCODERS = {"SANA": "gemma2_2b", "Wan": "umt5xxl"}  # of the families whose encoder the width alone does not tell
 
 Parts = dict[str | None, Tensor]  # rows, (n, d), by key of ENCODERS
 
@@ -66,7 +67,10 @@ def parse(tensors: Any) -> dict[str | None, Parts]:
         first = min(tensors, key=len)
         vectors = [first, *(f"{first}_{i}" for i in range(1, len(tensors)))]
         if set(vectors) == set(tensors):  # diffusers: one tensor, or a vector each
-            return {first: _parts({"*": torch.cat([_rows(tensors[v]) for v in vectors])})}
+            rows = [_rows(tensors[v]) for v in vectors]
+            if len({r.shape[1] for r in rows}) > 1:
+                raise ValueError(f"its vectors are of different widths, {sorted({r.shape[1] for r in rows})}")
+            return {first: _parts({"*": torch.cat(rows)})}
     raise ValueError(
         f"it must hold one tensor, named after its placeholder, or one for each encoder ({', '.join(ENCODERS)}); it holds "
         f"{sorted(tensors)[:9]}"
@@ -114,6 +118,14 @@ def components(keys: Iterable[str | None], default: str) -> dict[str, str | None
     return found
 
 
+def known(components: Iterable[str], metadata: Mapping[str, Any]) -> dict[str, str | None]:
+    """The encoder of each component as the concept's file says, or as its family has it; empty where neither does."""
+    if metadata.get("encoders"):
+        return dict(metadata["encoders"])
+    key = FAMILY_ENCODERS.get(str(metadata.get("family")))
+    return dict.fromkeys(components, key) if key else {}
+
+
 def encoder_name(key: str | None, width: int) -> str | None:
     """The encoder that rows are for, by their width and their key; None where neither is known."""
     said = ENCODERS.get(key or "")
@@ -131,13 +143,13 @@ def fits(key: str | None, width: int, encoder: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------- writing
 def keys(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> dict[str, str | None]:
     """The encoder of each component of a concept: as its file said, by its family or by its width; None where none tells."""
-    said, family = metadata.get("encoders", {}), {"SANA": "gemma2_2b", "Wan": "umt5xxl"}.get(str(metadata.get("family")))
+    said = known(widths, metadata)
     several, found = set(widths) != {COMPONENTS[0]}, {}
     for component, width in widths.items():
-        known = [k for k, e in ENCODERS.items() if e.width == width]  # both T5 and UMT5 for 4096
-        by_place = "t5xxl" if known else ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]
-        by_width = known[0] if len(known) == 1 else by_place if several else None
-        found[component] = said.get(component) or family or by_width
+        wide = [k for k, e in ENCODERS.items() if e.width == width]  # both T5 and UMT5 for 4096
+        by_place = "t5xxl" if wide else ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]
+        by_width = wide[0] if len(wide) == 1 else by_place if several else None
+        found[component] = said.get(component) or by_width
     return found
 
 

@@ -3,7 +3,6 @@ and everyone else's, recognised by what is in them (`foreign`)."""
 
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -46,6 +45,8 @@ def write(folder: Path, placeholder: str, embeddings: Mapping[str, Tensor], head
 
     All files are written before any takes its place, and then those of components that the concept lacks are removed.
     """
+    if unknown := sorted(set(embeddings) - set(COMPONENTS)):
+        raise ValueError(f"Concepts of {', '.join(unknown)} have no file; there are those of {', '.join(COMPONENTS)}.")
     write_files({folder / file_name(c): ({placeholder: rows}, headers[c]) for c, rows in embeddings.items()})
     for component in set(COMPONENTS) - set(embeddings):
         (folder / file_name(component)).unlink(missing_ok=True)
@@ -111,7 +112,9 @@ def from_tensors(tensors: Any, placeholder: str | None = None, default: str = CO
     """
     concepts = foreign.parse(tensors)
     if len(concepts) > 1 and placeholder not in concepts:
-        raise ValueError(f"it holds {', '.join(map(str, concepts))}: say which with `token` (or `placeholder_token`)")
+        raise ValueError(
+            f"it holds {', '.join(map(str, concepts))}: say which with `token` (`placeholder_token`, `--placeholder`)"
+        )
     word = placeholder if placeholder in concepts else next(iter(concepts))
     parts = concepts[word]
     encoders = foreign.components(parts, default)
@@ -134,7 +137,9 @@ def _tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
         try:
             with allowed([torch.nn.ParameterDict]), path.open("rb") as file:  # torch goes by a path's ending
                 return torch.load(file, map_location="cpu", weights_only=True), {}
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever torn bytes lead to
+            if isinstance(error, OSError):
+                raise
             raise ValueError(f"{path} is torn, or a pickle of more than tensors, which is not read.") from error
     try:
         with safe_open(path, framework="pt") as f:
@@ -148,6 +153,8 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
         version = header.pop("version")
+        if not isinstance(version, int):
+            raise ValueError(f"its version is {version!r}")
         if version > VERSION:
             raise ValueError(f"it is of version {version}, this package reads {VERSION}: update diffusers-dti")
         if "placeholder_token" not in header and header["component"] not in COMPONENTS:

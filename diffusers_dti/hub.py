@@ -1,13 +1,14 @@
 """The Hub: a concept pushed as one commit, and what the Hub or the connection refuses as one error that names the cure."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
 from . import formats
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Samples = Sequence[Image.Image | tuple[str, Image.Image]]
 
 IMAGES = "images"  # the samples' folder
+REPO_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 CURES = {
     401: "it knows no token of yours, and without one a private repository and none look alike: check the id, and log in by "
     "`hf auth login` or give a token",
@@ -108,6 +110,9 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder, root = Path(temporary), PurePosixPath(subfolder or "")
+        base = str(concept.metadata.get("base_model") or "")
+        if set(base) & set("/\\") and not re.fullmatch(REPO_ID, base, re.ASCII):  # a folder of this machine
+            concept = replace(concept, metadata={k: v for k, v in concept.metadata.items() if k != "base_model"})
         concept.save_pretrained(folder)
         if adapter is not None:
             adapter.save(folder)
@@ -125,8 +130,10 @@ def push(
         model_card(concept, repo_id, prompts, license, subfolder, adapter is not None, angle).save(folder / "README.md")
 
         files = {str(root / p.relative_to(folder).as_posix()): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        own = {str(root / name) for name in (*map(formats.file_name, formats.COMPONENTS), LORA_WEIGHT_NAME_SAFE)}
-        old = [p for p in there if p in own or (PurePosixPath(p).parent == root / IMAGES and p.endswith(".png"))]
+        # not an adapter that is there: only a trainer knows whether there is a new one
+        own = {str(root / name) for name in map(formats.file_name, formats.COMPONENTS)}
+        samples_there = re.compile(re.escape(str(root / IMAGES)) + r"/\d+\.png")
+        old = [p for p in there if p in own or samples_there.fullmatch(p)]
         # one commit, unlike `upload_folder`'s, so that nobody loads half of a concept, or halves of two
         operations = [CommitOperationDelete(p) for p in old if p not in files]
         operations += [CommitOperationAdd(p, path) for p, path in files.items()]

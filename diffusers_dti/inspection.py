@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import vocabulary
+from . import foreign, vocabulary
 from .initializer import initializer_rows
 from .inversion import DirectionalInversion
-from .loading import Pair, text_pairs
+from .loading import Pair, sort_out, text_pairs
 from .offload import weights_at_hand
 from .sphere import angle
 
-ENCODERS = {  # by the width of their embeddings
-    768: "CLIP ViT-L", 1024: "OpenCLIP ViT-H", 1280: "OpenCLIP ViT-bigG", 2304: "Gemma 2 2B", 4096: "T5-XXL or UMT5-XXL",
-}  # fmt: skip
 FAMILIES = {  # by component and width
     (("text_encoder", 768),): "Stable Diffusion 1.x",
     (("text_encoder", 1024),): "Stable Diffusion 2.x",
@@ -34,9 +31,9 @@ ROUNDING = 0.01  # by which a norm may pass the vocabulary's: tables in half pre
 
 
 def family(concept: DirectionalInversion) -> str | None:
-    """The family of models that a concept is likely for, by its components and their widths, or else by what its file says."""
+    """The family of models that a concept is for as its file says, or likely for by its components and their widths."""
     widths = tuple(sorted((c, v.shape[1]) for c, v in concept.directions.items()))
-    return FAMILIES.get(widths, concept.metadata.get("family"))
+    return concept.metadata.get("family") or FAMILIES.get(widths)
 
 
 def from_vocabulary(pipe: Any, words: str, num_vectors: int | None = None) -> DirectionalInversion:
@@ -73,17 +70,20 @@ def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -
         ValueError: for a pipeline that the concept is not for.
     """
     encoders: dict[str, dict[str, Any]] = {}
+    pairs = {} if pipe is None else text_pairs(pipe)
+    if pipe is not None:
+        concept = sort_out(pipe, pairs, concept)
+    keys = foreign.known(concept.directions, concept.metadata)
     for component, v in concept.directions.items():
         norms = concept.scales[component].tolist()
         encoders[component] = {
             "width": v.shape[1],
-            "encoder": ENCODERS.get(v.shape[1]),
+            "encoder": foreign.encoder_name(keys.get(component), v.shape[1]),
             "vectors": [{"norm": m} for m in norms],
         }
-    if pipe is not None:
-        for component, pair in _fitting(concept, pipe).items():
-            with weights_at_hand(pair[1]):
-                _compare(encoders[component], concept, component, pair, nearest)
+        if pipe is not None:
+            with weights_at_hand(pairs[component][1]):
+                _compare(encoders[component], concept, component, pairs[component], nearest)
     return {
         "placeholder_token": concept.placeholder_token,
         "num_vectors": concept.num_vectors,
@@ -91,21 +91,6 @@ def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -
         "metadata": concept.metadata,
         "encoders": encoders,
     }
-
-
-def _fitting(concept: DirectionalInversion, pipe: Any) -> dict[str, Pair]:
-    pairs, name = text_pairs(pipe), type(pipe).__name__
-    for component, v in concept.directions.items():
-        if component not in pairs:
-            raise ValueError(f"{concept.placeholder_token} has a {component}, and {name} has only {', '.join(pairs)}.")
-        width = vocabulary.table(pairs[component][1]).shape[1]
-        if width != v.shape[1]:
-            likely = family(concept)
-            raise ValueError(
-                f"{concept.placeholder_token} is {v.shape[1]} wide for {component}, whose embeddings are {width} wide: give "
-                f"the model that it was learned with{f', likely {likely}' if likely else ''}."
-            )
-    return {c: pairs[c] for c in concept.directions}
 
 
 @torch.no_grad()
@@ -148,8 +133,8 @@ def _angles(concept: DirectionalInversion, component: str, pair: Pair) -> Tensor
 
 
 def _verdict(vectors: list[dict[str, Any]], low: float, high: float) -> str:
-    """A line about the vector whose norm is farthest from the vocabulary's mean."""
-    vector = max(vectors, key=lambda x: max(x["times_mean"], 1 / x["times_mean"]))
+    """A line about the vector whose norm is farthest outside the vocabulary's."""
+    vector = max(vectors, key=lambda x: max(x["norm"] / high, low / x["norm"]))
     norm, share = vector["norm"], vector["times_mean"]
     if low * (1 - ROUNDING) <= norm <= high * (1 + ROUNDING):
         return f"norm is at the {_ordinal(round(vector['percentile']))} percentile: a normal word"

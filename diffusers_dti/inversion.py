@@ -146,7 +146,9 @@ class DirectionalInversion:
         """
         read = contents(source, placeholder_token, weight_name, subfolder, allow_pickle, **hub_kwargs)
         if read.placeholder is None:
-            raise ValueError(f"{_named(source)} has no placeholder in it: give it with `token` (or `placeholder_token`).")
+            raise ValueError(
+                f"{_named(source)} has no placeholder in it: give it with `token` (`placeholder_token`, `--placeholder`)."
+            )
         concept = cls.from_embeddings(read.placeholder, read.rows, read.metadata)
         # a stored scale gives the direction back to the last digit; the norm of the product would round once more
         directions = {c: e / read.scales[c][:, None] for c, e in read.rows.items() if c in read.scales}
@@ -224,9 +226,11 @@ class DirectionalInversion:
 
 
 def _agreed(concepts: Sequence[DirectionalInversion]) -> dict[str, Any]:
-    """The first one's metadata, without what another has otherwise: a mixture has no settings of training."""
+    """Of the first one's metadata what the model and its encoders are, where no other has them otherwise: a mixture was not
+    trained."""
     first, *others = (x.metadata for x in concepts)
-    return {k: v for k, v in first.items() if all(k not in other or other[k] == v for other in others)}
+    kept = {k: first[k] for k in ("family", "base_model", "pooling", "encoders") if k in first}
+    return {k: v for k, v in kept.items() if all(k not in other or other[k] == v for other in others)}
 
 
 def contents(
@@ -248,6 +252,7 @@ def contents(
         return read._replace(placeholder=placeholder_token or read.placeholder)
     if not isinstance(source, str | Path):
         raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
+    subfolder = subfolder and subfolder.strip("/")
     files = _local_files(Path(source) / (subfolder or ""), weight_name)
     if files is None:
         files = _hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)

@@ -116,7 +116,7 @@ def place(
     pairs = text_pairs(pipe)
     if len({id(tokenizer) for tokenizer, _ in pairs.values()}) < len(pairs):
         raise ValueError(f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, a `copy.deepcopy`.")
-    inversion = _sort_out(pipe, pairs, inversion)
+    inversion = sort_out(pipe, pairs, inversion)
     fitting = {c: pairs[c] for c in inversion.directions}
     if set(fitting) != set(pairs):
         missing = ", ".join(sorted(set(pairs) - set(fitting)))
@@ -144,13 +144,16 @@ def place(
     return inversion
 
 
-def _sort_out(pipe: Any, pairs: Mapping[str, Pair], inversion: DirectionalInversion) -> DirectionalInversion:
+def sort_out(pipe: Any, pairs: Mapping[str, Pair], inversion: DirectionalInversion) -> DirectionalInversion:
     """The parts of a concept that are for this pipeline, by its components.
 
     Other programs' files do not say which component a part is for: there it goes by kind and width of the encoder.
+
+    Raises:
+        ValueError: where no part fits, saying which model the concept is for.
     """
     widths = {c: v.shape[1] for c, v in inversion.directions.items()}
-    keys = inversion.metadata.get("encoders", {})
+    keys = foreign.known(widths, inversion.metadata)
     places = {c: c for c, w in widths.items() if c in pairs and (c not in keys or foreign.fits(keys[c], w, pairs[c][1]))}
     for c in [c for c in widths if c in keys and c not in places]:
         free = [p for p in pairs if p not in places.values() and foreign.fits(keys[c], widths[c], pairs[p][1])]
@@ -172,7 +175,8 @@ def _sort_out(pipe: Any, pairs: Mapping[str, Pair], inversion: DirectionalInvers
     elif all(c == p for c, p in places.items()):
         return inversion
     directions, scales = ({p: values[c] for c, p in places.items()} for values in (inversion.directions, inversion.scales))
-    metadata = inversion.metadata | ({"encoders": {p: keys[c] for c, p in places.items() if c in keys}} if keys else {})
+    encoders = {p: keys[c] for c, p in places.items() if c in inversion.metadata.get("encoders", {})}
+    metadata = inversion.metadata | ({"encoders": encoders} if encoders else {})
     return replace(inversion, directions=directions, scales=scales, metadata=metadata)
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import ModelCard, ModelCardData
 
-from . import formats
+from . import foreign, formats
 from .config import RAW_METHODS
 from .families import sana, sd, sdxl, wan
-from .hub import IMAGES
+from .hub import IMAGES, REPO_ID
 
 if TYPE_CHECKING:
     from .inversion import DirectionalInversion
@@ -25,7 +25,7 @@ FAMILY_TAGS = {
     sana.NAME: ("sana", "text-to-image"),
     wan.NAME: ("wan", "text-to-video"),
 }
-STOCK = (None, sdxl.NAME, sd.NAME)  # pipelines with `load_textual_inversion`
+STOCK = {"clip_l", "clip_h", "clip_g", None}  # encoders of pipelines with `load_textual_inversion`; None are unknown ones
 METHODS = {
     "dti": "Directional Textual Inversion ([Kim et al., 2026](https://arxiv.org/abs/2512.13672))",
     "ti": "Textual Inversion ([Gal et al., 2022](https://arxiv.org/abs/2208.01618))",
@@ -76,9 +76,9 @@ def model_card(
     word, metadata = concept.placeholder_token, concept.metadata
     keys = ("family", "method", "base_model", "initializer", "scale_rule")
     family, method, base, initializer, rule = (str(metadata[k]) if metadata.get(k) else None for k in keys)
-    if base and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", base, re.ASCII):
+    if base and not re.fullmatch(REPO_ID, base, re.ASCII):
         base = None  # a folder's name, or whatever another program wrote, is no repository
-    tags = ["textual_inversion", *(["directional-textual-inversion"] if method not in RAW_METHODS else [])]
+    tags = ["textual_inversion", *(["directional-textual-inversion"] if method and method not in RAW_METHODS else [])]
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",
@@ -102,7 +102,7 @@ def model_card(
         video=family == wan.NAME,
         adapter=LORA_WEIGHT_NAME_SAFE if adapter else None,
         stock=[(c, c.replace("text_encoder", "tokenizer"), formats.file_name(c)) for c in concept.scales]
-        if family in STOCK
+        if set(foreign.keys({c: v.shape[1] for c, v in concept.directions.items()}, metadata).values()) <= STOCK
         else [],
         norms=[(c, *v.shape, ", ".join(f"{m:.4g}" for m in concept.scales[c].tolist())) for c, v in concept.directions.items()],
         scale_rule=SCALE_RULES.get(rule, escaped(rule)) if rule else None,

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
     parser.add_argument(
         "--concepts", nargs="+", required=True, metavar="CONCEPT",
-        help="of learned words: folders, with adapters in them if there are any, or Hub ids",
+        help="of learned words: folders or Hub ids, whose adapters are loaded with them, or files",
     )  # fmt: skip
     parser.add_argument(
         "--token_scale", type=models.scale, help='bring their norms to the vocabulary\'s "mean", "min" or "max", or to a number'
@@ -31,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_drawing(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
     """What `dti evaluate` has as well."""
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds, help=f"by default {' '.join(map(str, seeds))}")
-    parser.add_argument("--batch_size", type=_count, default=4, help="pictures drawn at once, by default 4")
+    parser.add_argument("--batch_size", type=count, default=4, help="pictures drawn at once, by default 4")
     parser.add_argument(
         "--call", nargs="+", action="extend", default=[], metavar="NAME=VALUE", type=_setting,
         help="arguments of the pipeline's call: num_inference_steps=30 guidance_scale=5 height=1024",
     )  # fmt: skip
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
     return int(text)

@@ -15,6 +15,23 @@ def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> Non
     parser.add_argument("--device", help='such as "cuda:1"; by default the first GPU, or the one that accelerate gives')
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """A concept, of any program."""
+    parser.add_argument("source", help="the learned word: a Hub id, folder or file, of any program")
+    parser.add_argument("--placeholder", help="the word, instead of the source's, or which one of a file with several")
+    parser.add_argument("--weight_name", help="the source's file, where it is not called learned_embeds")
+    parser.add_argument("--subfolder", help="of the source")
+    parser.add_argument(
+        "--allow_pickle", action="store_true", help="read .pt and .bin files, for their tensors alone: their code is never run"
+    )
+
+
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The same as arguments of `DirectionalInversion.from_pretrained`."""
+    names = ("weight_name", "subfolder", "allow_pickle")
+    return {"placeholder_token": args.placeholder} | {name: getattr(args, name) for name in names}
+
+
 def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Any:
     """The pipeline, on its device; with `text_only` tokenizers, text encoders and scheduler, and nothing else is fetched."""
     import diffusers

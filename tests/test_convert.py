@@ -158,3 +158,14 @@ def test_the_commands_and_the_code_of_the_docs(sdxl, tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
         exec(block, {"pipe": sdxl})
     assert list(sdxl.directional_inversions) == ["<dog>", "<old-dog>", "<cat>"]
+
+
+def test_a_part_of_a_folder_is_not_converted_over_the_whole(tmp_path):
+    folder = tmp_path / "dog"
+    made = DirectionalInversion.from_embeddings(
+        "<dog>", {"text_encoder": torch.ones(1, 16), "text_encoder_2": torch.ones(1, 24)}
+    )
+    made.save_pretrained(folder)
+    with pytest.raises(ValueError, match="would lose its other files"):
+        convert(folder, "diffusers", folder, weight_name="learned_embeds_2.safetensors")
+    assert sorted(p.name for p in folder.iterdir()) == ["learned_embeds.safetensors", "learned_embeds_2.safetensors"]

@@ -284,6 +284,21 @@ def test_another_family_is_refused_by_name(pipe, tensors, message, request):
     assert not differing(states(pipe), before)
 
 
+def test_wans_own_concept_is_not_pixarts(tmp_path):
+    """Of one width, 4096 in the real ones: what tells them apart is the family in the file."""
+    made = DirectionalInversion.from_embeddings("<x>", {ONE: rows(32, vectors=1)}, {"family": "Wan"})
+    (tmp_path / "other").mkdir()
+    pixart, wan = build("pixart", tmp_path), build("wan", tmp_path / "other")
+    with pytest.raises(ValueError, match="<x> is for UMT5-XXL"):
+        pixart.load_directional_inversion(made)
+    assert wan.load_directional_inversion(made) is made
+
+
+def test_vectors_of_different_widths():
+    with pytest.raises(ValueError, match=r"vectors are of different widths, \[16, 24\]"):
+        DirectionalInversion.from_pretrained({"<t>": torch.ones(1, 16), "<t>_1": torch.ones(1, 24)})
+
+
 def test_our_own_concept_of_another_family(sd, sdxl, concept):
     sana = DirectionalInversion.from_embeddings("<dog>", {ONE: GEMMA}, {"base_model": "user/sana"})
     with pytest.raises(ValueError, match=r"<dog> is for Gemma 2 2B \(SANA\), 2304 wide, .*another model, user/sana"):

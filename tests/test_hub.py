@@ -425,6 +425,26 @@ report([[p.getpixel((3, 3)) for p in trainer.validation_images[2]], trainer.hist
 """
 
 
+AGAIN = """
+from diffusers_dti import DirectionalInversion
+from diffusers_dti.evaluation.protocol import _adapter_of
+from huggingface_hub import HfApi
+HfApi(token="hf_write").upload_file(path_or_fileobj=b"a picture", path_in_repo="images/teaser.png", repo_id="user/dti-rex")
+rex = DirectionalInversion.from_pretrained("user/dti-rex", token="hf_write")
+rex.push_to_hub("user/dti-rex", images=[Image.new("RGB", (8, 8))], token="hf_write")
+report(_adapter_of("user/dti-rex").name)
+"""
+
+
+def test_pushing_the_concept_again_costs_no_adapter(server, run):
+    """Of samples those that were pushed before go, and nothing else."""
+    run(TRAIN)
+    adapter = run(AGAIN, HF_TOKEN="hf_write")
+    files = server.repos["user/dti-rex"].at("main").files
+    assert "pytorch_lora_weights.safetensors" in files and "images/teaser.png" in files and "images/1.png" not in files
+    assert adapter == "pytorch_lora_weights.safetensors"  # and `dti generate` finds it
+
+
 def test_a_trainer_pushes_its_adapter_and_last_pictures(server, run, tmp_path):
     pixels, angle = run(TRAIN)
     files = server.repos["user/dti-rex"].at("main").files

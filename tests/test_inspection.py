@@ -141,15 +141,24 @@ def test_an_initializer_without_rows_has_no_angle(sdxl, concept, initializer):
 def test_the_family(widths, name):
     made = DirectionalInversion.from_embeddings("<x>", {c: torch.ones(d) for c, d in widths.items()})
     assert family(made) == name
-    assert family(replace(made, metadata={"family": "own"})) == (name or "own")
+    assert family(replace(made, metadata={"family": "own"})) == "own"
 
 
 def test_a_model_that_it_is_not_for(sdxl, sd, concept):
-    with pytest.raises(ValueError, match="has a text_encoder_2, and StableDiffusionPipeline has only text_encoder"):
-        inspect(concept(sdxl), sd)
+    assert list(inspect(concept(sdxl), sd)["encoders"]) == ["text_encoder"]  # as far as it is for it
     wide = DirectionalInversion.from_embeddings("<x>", {"text_encoder": torch.ones(768)})
-    with pytest.raises(ValueError, match=r"768 wide for text_encoder, whose embeddings are 16 wide.*Diffusion 1.x"):
+    with pytest.raises(ValueError, match=r"is for CLIP-L .*768 wide, and StableDiffusionPipeline has only .*16 wide"):
         inspect(wide, sd)
+    with pytest.raises(ValueError, match="is for UMT5-XXL"):  # told by the family, not by the width
+        inspect(concept(sd, family="Wan"), sd)
+
+
+def test_the_verdict_is_of_the_vector_farthest_outside(sdxl, concept):
+    """Not of a small one that is a word's still."""
+    two = concept(sdxl, vectors=2)
+    words = inspect(two, sdxl)["encoders"]["text_encoder"]["vocabulary"]
+    scales = {c: torch.tensor([words["min"], 1.2 * words["max"]]) for c in two.scales}
+    assert "inflated" in inspect(replace(two, scales=scales), sdxl)["encoders"]["text_encoder"]["verdict"]
 
 
 def test_under_offload(sdxl, concept):

@@ -158,3 +158,10 @@ def test_a_parser_of_markdown_sees_text(text):
     assert {c.content for t in found for c in t.children or () if c.type == "html_inline"} <= {"<code>", "</code>"}
     heading = found[1]
     assert "".join(c.content for c in heading.children) == " ".join(text.split())
+
+
+def test_what_another_program_learned_is_not_called_directional():
+    made = DirectionalInversion.from_embeddings("<x>", {"text_encoder": torch.ones(1, 2304)})
+    card = str(model_card(made, "user/x"))
+    assert "directional-textual-inversion" not in card.split("---")[1]
+    assert "load_textual_inversion" not in card  # SANA's pipelines have no such method

@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from PIL import Image
 
+from ..hub import clear_errors
 from ..inversion import DirectionalInversion
 from ..pictures import Picture, draw, drawn_from
 from ..store import Store
@@ -66,7 +67,7 @@ def loaded(
     token_scale: str | float | None,
     token: str | None = None,
 ) -> Iterator[str]:
-    """Concepts in a pipeline for a while, with the adapters that lie beside them in folders; gives what tells them from others.
+    """Concepts in a pipeline for a while, with the adapters that lie beside them; gives what tells them from others.
 
     Args:
         pipe: the pipeline.
@@ -83,12 +84,10 @@ def loaded(
             words.append(concept.placeholder_token)
             for component, rows in concept.embeddings.items():
                 digest.update(f"{words[-1]} {component}".encode() + rows.numpy().tobytes())
-            if isinstance(source, DirectionalInversion):
-                continue
-            file = Path(source) / LORA_WEIGHT_NAME_SAFE
-            if file.is_file():
+            file = None if isinstance(source, DirectionalInversion) else _adapter_of(source)
+            if file is not None:
                 adapters.append(f"adapter{len(adapters)}")
-                pipe.load_lora_weights(source, weight_name=file.name, adapter_name=adapters[-1])
+                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapters[-1])
                 digest.update(file.read_bytes())
         if len(adapters) > 1:
             pipe.set_adapters(adapters)  # loading one leaves it alone active
@@ -98,6 +97,21 @@ def loaded(
             pipe.unload_directional_inversion(words)
         if adapters:
             pipe.unload_lora_weights()
+
+
+def _adapter_of(source: str | Path) -> Path | None:
+    """The adapter's file beside a concept, in a folder or on the Hub; None where there is none."""
+    if Path(source).exists():
+        file = Path(source) / LORA_WEIGHT_NAME_SAFE
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError
+
+    try:
+        with clear_errors(str(source)):
+            return Path(hf_hub_download(str(source), LORA_WEIGHT_NAME_SAFE))
+    except EntryNotFoundError:
+        return None
 
 
 def generate(
