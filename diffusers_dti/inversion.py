@@ -165,7 +165,7 @@ class DirectionalInversion:
     ) -> "DirectionalInversion":
         """A move along the great circles to `other`, each vector on its own; scales go in a straight line.
 
-        Placeholder and metadata are this concept's, without the metadata in which the other differs.
+        Placeholder, family, base model and pooling are this concept's, without what the other has otherwise.
 
         Args:
             other: another concept, or a word (`diffusers_dti.inspection.from_vocabulary`).
@@ -196,8 +196,8 @@ class DirectionalInversion:
     def mean(cls, concepts: Sequence["DirectionalInversion"], weights: Sequence[float] | None = None) -> "DirectionalInversion":
         """The weighted mean of concepts on the sphere (Fréchet's), each vector on its own; of scales the ordinary one.
 
-        Of two concepts that is `slerp` at the second's share of the weights. Placeholder and metadata are the first one's,
-        without the metadata in which others differ.
+        Of two concepts that is `slerp` at the second's share of the weights. Placeholder, family, base model and pooling are
+        the first one's, without what others have otherwise.
 
         Args:
             concepts: of the same encoders and number of vectors.
