@@ -17,6 +17,7 @@ from .hub import IMAGES, REPO_ID
 if TYPE_CHECKING:
     from .inversion import DirectionalInversion
 
+# huggingface_hub renders it by Jinja2, which torch brings along
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 FAMILY_TAGS = {
