@@ -68,6 +68,23 @@ def _trained(learners: Sequence[Learner], adapter: Adapter | None) -> dict[str, 
     return parameters | {f"adapter.{k}": p for k, p in (adapter.parameters if adapter else {}).items()}
 
 
+def prune(output_dir: str | Path, step: int, limit: int | None) -> None:
+    """Remove all checkpoints up to a step but the `limit` newest of them; later ones are another run's."""
+    there = [p for p in _there(Path(output_dir)) if _step(p) <= step]
+    for folder in there[:-limit] if limit else ():
+        shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _there(output_dir: Path) -> list[Path]:
+    """A run's checkpoints by their steps."""
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=_step)
+
+
 def find(output_dir: str | Path, which: str | Path) -> Path | None:
     """The folder to go on from; None if "latest" is asked for and there is none yet.
 
@@ -76,8 +93,7 @@ def find(output_dir: str | Path, which: str | Path) -> Path | None:
     """
     output_dir = Path(output_dir)
     if which == "latest":
-        there = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-        return max(there, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+        return next(reversed(_there(output_dir)), None)
     for folder in (Path(which), output_dir / which):
         if (folder / STATE).is_file():
             return folder

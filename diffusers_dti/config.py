@@ -64,6 +64,7 @@ class DTIConfig:
         seed: of every draw.
         output_dir: folder for the log, checkpoints and the result; None writes nothing.
         checkpointing_steps: write a checkpoint every so many steps; None for none.
+        checkpoints_total_limit: keep so many of them, the newest; None for all.
         resume_from_checkpoint: "latest", or a checkpoint's folder.
         report_to: a tracker of accelerate's: "tensorboard", "wandb", "trackio", ...
         validation_prompt: prompt or prompts with "{}" for the placeholder, drawn with the same seeds on the way.
@@ -102,6 +103,7 @@ class DTIConfig:
     seed: int = 42
     output_dir: str | Path | None = None
     checkpointing_steps: int | None = None
+    checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | Path | None = None
     validation_prompt: str | Sequence[str] | None = None
     validation_steps: int = 100
@@ -118,8 +120,11 @@ class DTIConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}.")
-        at_least_1 = ("num_vectors", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "resolution")
-        for name in (*at_least_1, "adapter_rank", "crops_per_image", "checkpointing_steps", "validation_steps"):
+        at_least_1 = (
+            "num_vectors", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "resolution", "adapter_rank",
+            "crops_per_image", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
+        )  # fmt: skip
+        for name in at_least_1:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -196,7 +196,9 @@ class Loop:
 
     def _save(self) -> None:
         if self.processes.is_main_process:
-            checkpoint.save(self.config.output_dir, self.step, self.learners, self.optimizers, self.adapter, self.settings)
+            folder = self.config.output_dir
+            checkpoint.save(folder, self.step, self.learners, self.optimizers, self.adapter, self.settings)
+            checkpoint.prune(folder, self.step, self.config.checkpoints_total_limit)  # once the new one is whole
 
 
 def _overflowed(scaler: torch.amp.GradScaler) -> bool:

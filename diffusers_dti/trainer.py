@@ -28,8 +28,8 @@ logger = logging.get_logger(__name__)
 
 # what does not change the result, and so may differ where a run goes on, and is no part of a concept's metadata
 BESIDE_THE_POINT = (
-    "output_dir", "checkpointing_steps", "resume_from_checkpoint", "validation_prompt", "validation_steps", "report_to",
-    "gradient_checkpointing",
+    "output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
+    "validation_steps", "report_to", "gradient_checkpointing",
 )  # fmt: skip
 
 Images = ImageInput | Sequence[ImageInput] | Any

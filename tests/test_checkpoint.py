@@ -45,6 +45,17 @@ def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
         assert (tmp_path / "checkpoint-4" / "pytorch_lora_weights.safetensors").is_file()
 
 
+def test_only_the_newest_checkpoints_are_kept(sdxl, photos, tmp_path):
+    settings = SETTINGS | {"max_train_steps": 12, "checkpointing_steps": 2, "output_dir": tmp_path}
+    (tmp_path / "checkpoint-best").mkdir()  # somebody's own
+    DTITrainer(sdxl, **settings, checkpoints_total_limit=2).fit(photos)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-best"]
+    assert checkpoint.find(tmp_path, "latest") == tmp_path / "checkpoint-12"
+    sdxl.unload_directional_inversion()  # a run from the start in the same folder does not lose its own to the older one's
+    DTITrainer(sdxl, **settings | {"max_train_steps": 4}, checkpoints_total_limit=1).fit(photos)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-[0-9]*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+
+
 def test_an_interrupted_run_keeps_what_it_learned(sdxl, photos, tmp_path, monkeypatch):
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path)
     loss, calls = trainer.family.loss, []
