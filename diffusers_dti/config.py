@@ -43,7 +43,9 @@ class DTIConfig:
         reg_lambda: weight of the squared distance to the start, mean over the rows' entries (1e-5 for "crossinit").
         learning_rate: step length on the sphere, before `scale_lr` (.01; .005 for "ti" and "crossinit").
         scale_lr: multiply `learning_rate` by batch size, accumulation steps and processes.
-        max_train_steps, train_batch_size, gradient_accumulation_steps: of the optimizer.
+        max_train_steps: steps of the optimizer.
+        train_batch_size: samples of a batch, in each process.
+        gradient_accumulation_steps: batches of a step.
         adapter: "lora" or "oft", trained together with the token on the denoiser's attention; None for the method's own.
             "lora" with method "dti" or "ti" is pivotal tuning.
         adapter_rank: of the LoRA; of OFT the number of blocks.

@@ -291,7 +291,9 @@ def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
     for suffix in suffixes:
         if files := [path / n for n in _names(weight_name, suffix) if (path / n).is_file()]:
             return files
-    raise OSError(f"{path} has no {' or '.join(_names(weight_name))}; give the file's name with `weight_name`.")
+    inside = sorted({p.parent.name for p in path.glob(f"*/{formats.STEM}*{formats.SUFFIX}")})
+    other = f" Concepts are in its folders {', '.join(inside)}." if inside else ""
+    raise OSError(f"{path} has no {' or '.join(_names(weight_name))}; give the file's name with `weight_name`.{other}")
 
 
 def _hub_files(
