@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from . import foreign, formats
-from .inversion import DirectionalInversion, contents
+from .inversion import DirectionalInversion
+from .source import contents
 
 PROGRAMS = ("diffusers", "comfyui", "a1111", "onetrainer")
 

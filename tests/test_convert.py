@@ -15,7 +15,7 @@ from test_loading import rows_in
 
 from diffusers_dti import DirectionalInversion, expansion
 from diffusers_dti.convert import PROGRAMS, convert
-from diffusers_dti.inversion import contents
+from diffusers_dti.source import contents
 from diffusers_dti_cli import main
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
