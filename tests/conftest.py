@@ -295,6 +295,14 @@ def wan22(_wan22):
     return _fresh(_wan22)
 
 
+@pytest.fixture(scope="session")
+def model(_sdxl, tmp_path_factory):
+    """A folder to open a pipeline from, for commands."""
+    folder = tmp_path_factory.mktemp("model")
+    _sdxl.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(params=["sdxl", "sd", "sana", "wan"])
 def pipe(request):
     return request.getfixturevalue(request.param)

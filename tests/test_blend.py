@@ -12,13 +12,6 @@ from diffusers_dti_cli import main
 CALL = ["--call", "num_inference_steps=1", "height=16", "width=16"]
 
 
-@pytest.fixture(scope="module")
-def model(_sdxl, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    _sdxl.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def ends(sdxl, concept, tmp_path):
     for number, name in enumerate(("dog", "cat")):

@@ -21,13 +21,6 @@ SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "
 CALL = ["--call", "num_inference_steps=1", "height=16", "width=16"]
 
 
-@pytest.fixture(scope="module")
-def model(_sdxl, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    _sdxl.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def subjects(photos, tmp_path):
     """A JSON file of two good subjects with a bad one between them."""

@@ -102,9 +102,12 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
     quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
     monkeypatch.setattr(type(sdxl), "__call__", quickly)
+
+    def lengths(pictures, texts, subject, name):
+        return {name: [float(len(t)) for t in texts]}
+
     for name in ("dinov2", "siglip"):
-        lengths = lambda pictures, texts, subject, name=name: {name: [float(len(t)) for t in texts]}  # noqa: E731
-        monkeypatch.setitem(metrics.METRICS, name, lambda *model, device, metric=lengths: metric)
+        monkeypatch.setitem(metrics.METRICS, name, lambda *model, device, name=name: functools.partial(lengths, name=name))
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     commands = [c[c.index("-m") + 1 :] if c[0] == "accelerate" else c for c in commands]
