@@ -150,7 +150,7 @@ class Loop:
         c, pipe, family = self.config, self.pipe, self.family
         batch = learner.samples.batch(first, c.train_batch_size, pipe.device)
         conditioning = family.encode_prompts(pipe, batch.prompts, batch.zero_pads)
-        if c.dco_beta:  # how much better than without the adapter, as a log-likelihood (arXiv 2402.12004, equation 7)
+        if c.dco_beta:  # how much better than without the adapter, as a log-likelihood (arXiv 2402.12004)
             with torch.no_grad(), self.adapter.off():
                 base = family.loss(pipe, self.noise_scheduler, batch, conditioning)
             loss = -logsigmoid(-c.dco_beta * (family.loss(pipe, self.noise_scheduler, batch, conditioning) - base))

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     found = {}
     for spec in dict.fromkeys(args.metrics):
         file, model = Path(spec.rpartition(":")[0]), Path(spec.partition("=")[2])
-        code = [file.parent] if file.suffix == ".py" else [Path(metrics.__file__)]
+        code = sorted(file.parent.glob("*.py")) if file.suffix == ".py" else [Path(metrics.__file__)]
         code += [f for f in sorted(model.iterdir()) if f.is_file()] if model.name and model.is_dir() else []
         found[spec] = metrics.find(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
     plan = {}

@@ -1,4 +1,4 @@
-"""The paper's protocol: every subject in its prompts, from some seeds, each picture scored once (paper, section 5)."""
+"""The paper's protocol: every subject in its prompts, from some seeds, each picture scored once."""
 
 import hashlib
 import json
