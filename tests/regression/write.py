@@ -1,0 +1,52 @@
+"""Write what this version of the package writes, for later versions to read: `python tests/regression/write.py FOLDER`.
+
+Concepts of one and three vectors in each family, an adapter, and a checkpoint, all from two steps of training in the tiny
+pipelines of the tests; `expected.json` has the rows as numbers, read by nothing of ours.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[i]) for i in (1, 2)]
+
+import conftest
+from PIL import Image
+
+from diffusers_dti import DTITrainer
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
+
+
+def photos():
+    rng = random.Random(0)
+    return [Image.new("RGB", (16, 16), tuple(rng.randrange(256) for _ in "rgb")) for _ in range(2)]
+
+
+def main(folder):
+    expected = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in ("sdxl", "sana", "wan"):
+            (Path(tmp) / name).mkdir()
+            pipe = getattr(conftest, f"build_{name}")(Path(tmp) / name)
+            for kind, more in (("one", {}), ("three", {"num_vectors": 3}), ("adapter", {"method": "dco"})):
+                if kind == "adapter" and name != "sdxl":
+                    continue
+                settings = SETTINGS | {"resolution": 32 if name == "sana" else 16, "max_train_steps": 2} | more
+                concept = DTITrainer(pipe, **settings, output_dir=folder / name / kind).fit(photos())
+                (folder / name / kind / "train_log.jsonl").unlink()
+                expected[f"{name}/{kind}"] = {c: e.tolist() for c, e in concept.embeddings.items()}
+                pipe.unload_directional_inversion()
+                if kind == "adapter":
+                    pipe.unload_lora_weights()
+            if name == "sdxl":
+                run = {"max_train_steps": 4, "checkpointing_steps": 2, "output_dir": Path(tmp) / "run"}
+                DTITrainer(pipe, **SETTINGS, **run).fit(photos())
+                (Path(tmp) / "run" / "checkpoint-2").rename(folder / "checkpoint-2")
+    (folder / "expected.json").write_text(json.dumps(expected))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
