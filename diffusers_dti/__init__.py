@@ -1,23 +1,64 @@
-"""Directional Textual Inversion for diffusers: importing this gives every pipeline `load_directional_inversion`."""
+"""Directional Textual Inversion for diffusers: importing this package gives every pipeline `load_directional_inversion`.
 
+Where things live:
+
+- `concept/`: what is learned, and how it travels: files, the Hub, other programs' formats. Knows no pipeline.
+- `pipeline/`: a concept in a pipeline: loading, unloading, inspecting.
+- `families/`: what differs between architectures, one class each.
+- `data/`: photos and lists of subjects.
+- `training/`: from photos to a concept: `DTITrainer` and its settings.
+- `evaluation/`: the paper's protocol.
+- `cli/`: the command `dti`, one file per verb.
+"""
+
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline, ModularPipeline
 
-from .config import DTIConfig
-from .inversion import DirectionalInversion
-from .loading import (
+from .concept.inversion import DirectionalInversion
+from .pipeline.loading import (
     DirectionalTextualInversionMixin,
     load_directional_inversion,
     register,
     save_directional_inversion,
     unload_directional_inversion,
 )
-from .optim import RiemannianSGD
 from .sphere import slerp
-from .trainer import DTITrainer
+
+if TYPE_CHECKING:
+    from .training.config import DTIConfig
+    from .training.optim import RiemannianSGD
+    from .training.trainer import DTITrainer
 
 __version__ = _version("diffusers-dti")
 
+__all__ = [
+    "DTIConfig",
+    "DTITrainer",
+    "DirectionalInversion",
+    "DirectionalTextualInversionMixin",
+    "RiemannianSGD",
+    "load_directional_inversion",
+    "register",
+    "save_directional_inversion",
+    "slerp",
+    "unload_directional_inversion",
+]
+
+# Registration is never lazy: after the import every pipeline has the methods. Training is: who only loads does not wait for it.
 for _pipeline_class in (DiffusionPipeline, ModularPipeline):
     register(_pipeline_class)
+
+_LAZY = {"DTIConfig": "training.config", "DTITrainer": "training.trainer", "RiemannianSGD": "training.optim"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

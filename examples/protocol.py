@@ -23,7 +23,7 @@ import dataset
 import scenes
 from gates import FOLDER
 
-from diffusers_dti_cli import main as dti
+from diffusers_dti.cli import main as dti
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

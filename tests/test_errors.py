@@ -3,12 +3,11 @@
 import diffusers
 import pytest
 import torch
+from helpers import differing, everything, same, states
 from PIL import Image
-from test_trainer import everything, same
-from test_vocabulary import differing, states
 
 from diffusers_dti import DTITrainer
-from diffusers_dti.loading import text_pairs
+from diffusers_dti.pipeline.loading import text_pairs
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
 
@@ -89,7 +88,7 @@ def test_an_unsupported_pipeline():
 
 
 def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
-    from diffusers_dti.expansion import logger
+    from diffusers_dti.pipeline.tokenizer import logger
 
     sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
     sdxl.load_directional_inversion(concept(sdxl, "<rex>", vectors=2))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline
 
-from diffusers_dti import families, hub
+from diffusers_dti import families
+from diffusers_dti.concept import hub
 from diffusers_dti.families import sdxl as family
 
 ROOT = Path(__file__).parent.parent
@@ -79,9 +80,9 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ["README.md", "docs/command_line.md", "docs/concepts.md"])
 def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     """Those of `dti`, one after the other, on small things in the real ones' place."""
-    from diffusers_dti import dreambooth
+    from diffusers_dti.cli import main
+    from diffusers_dti.data import dreambooth
     from diffusers_dti.evaluation import metrics
-    from diffusers_dti_cli import main
 
     monkeypatch.chdir(tmp_path)
     for folder in (Path("photos/dog"), Path("data/dreambooth/dog"), Path("data/dreambooth/cat")):
@@ -111,7 +112,7 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     commands = [c[c.index("-m") + 1 :] if c[0] == "accelerate" else c for c in commands]
-    run = [c[1:] for c in commands if c[0] in ("dti", "diffusers_dti_cli")]
+    run = [c[1:] for c in commands if c[0] in ("dti", "diffusers_dti.cli")]
     assert len(run) == {"README.md": 2, "docs/command_line.md": 7, "docs/concepts.md": 4}[page]
     for command in run:
         assert main(command) == 0, command

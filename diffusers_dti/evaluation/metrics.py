@@ -11,10 +11,10 @@ from PIL import Image, ImageChops
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from ..photos import Photo
+from ..data.images import Photo
 
 if TYPE_CHECKING:
-    from ..subjects import Subject
+    from ..data.subjects import Subject
 
 BATCH = 16
 

@@ -13,13 +13,13 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from PIL import Image
 
-from ..hub import clear_errors
-from ..inversion import DirectionalInversion
-from ..pictures import Picture, draw, drawn_from
-from ..store import Store
-from ..subjects import Subject
+from ..concept.hub import clear_errors
+from ..concept.inversion import DirectionalInversion
+from ..data.subjects import Subject
+from .generation import Picture, draw, drawn_from
 from .metrics import Metric
 from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live
+from .store import Store
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ..data import Batch
+from ..training.samples import Batch
 from .objective import squared_error
 
 PREDICTION_TYPES = ("flow_prediction", "trigflow")

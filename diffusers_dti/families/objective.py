@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..data import Batch
+from ..training.samples import Batch
 
 
 def squared_error(prediction: Tensor, target: Tensor, batch: Batch) -> Tensor:

@@ -8,10 +8,10 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransf
 from PIL import Image
 from torch import Tensor
 
-from ..data import Batch
-from ..offload import in_float32
+from ..pipeline.offload import in_float32
+from ..training.samples import Batch
 from .flow import error, noisy_latents, training_scheduler
-from .text import encoder_inputs
+from .unpadded import encoder_inputs
 
 __all__ = [
     "DEFAULTS", "DENOISERS", "NAME", "TEXT_LENGTH", "draw", "encode_images", "encode_prompts", "loss", "matches",

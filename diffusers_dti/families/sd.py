@@ -6,17 +6,8 @@ from typing import Any
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ..data import Batch
-from .unet import (
-    DENOISERS,
-    TEXT_LENGTH,
-    draw,
-    encode_images,
-    error,
-    is_plain_unet,
-    resolution_step,
-    training_scheduler,
-)
+from ..training.samples import Batch
+from .unet import DENOISERS, TEXT_LENGTH, draw, encode_images, error, is_plain_unet, resolution_step, training_scheduler
 
 __all__ = [
     "DEFAULTS", "DENOISERS", "NAME", "TEXT_LENGTH", "draw", "encode_images", "encode_prompts", "loss", "matches",

@@ -9,8 +9,8 @@ from diffusers.utils.torch_utils import is_compiled_module
 from PIL import Image
 from torch import Tensor
 
-from ..data import Batch
-from ..offload import in_float32
+from ..pipeline.offload import in_float32
+from ..training.samples import Batch
 from .objective import squared_error
 
 DENOISERS = ("unet",)

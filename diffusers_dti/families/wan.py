@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..data import Batch
-from ..offload import in_float32
+from ..pipeline.offload import in_float32
+from ..training.samples import Batch
 from .flow import error, noisy_latents
 from .flow import training_scheduler as flow_scheduler
-from .text import encoder_inputs
+from .unpadded import encoder_inputs
 
 NAME = "Wan"
 TEXT_LENGTH = 512

@@ -29,8 +29,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from diffusers_dti import families
-from diffusers_dti.data import Batch
-from diffusers_dti.embedding import TrainableRows
+from diffusers_dti.training.rows import TrainableRows
+from diffusers_dti.training.samples import Batch
 
 PROMPT = "a photo of a <dog> on the beach"
 

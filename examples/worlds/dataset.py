@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from scenes import Bundle
 
-from diffusers_dti.subjects import Subject
+from diffusers_dti.data.subjects import Subject
 
 
 def name_of(bundle: Bundle) -> str:

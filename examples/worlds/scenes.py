@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from PIL import Image
 
-from diffusers_dti.data import OBJECT_TEMPLATES
+from diffusers_dti.training.samples import OBJECT_TEMPLATES
 
 COLORS = {
     "red": (220, 40, 45), "green": (45, 150, 55), "blue": (45, 85, 225),

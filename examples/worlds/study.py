@@ -20,7 +20,7 @@ import torch
 from gates import FOLDER, WORLDS, folder_of, open_world
 
 from diffusers_dti.evaluation import summary
-from diffusers_dti.store import Store
+from diffusers_dti.evaluation.store import Store
 
 ADAPTER_RATES = {"adapter_learning_rate": (5e-5, 5e-4, 5e-3)}
 RATES = {"learning_rate": (0.001, 0.005, 0.02)}  # before `scale_lr`

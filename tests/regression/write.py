@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[i]) for i in (1, 2)]
 
-import conftest
+import tiny_pipelines
 from PIL import Image
 
 from diffusers_dti import DTITrainer
@@ -30,7 +30,7 @@ def main(folder):
     with tempfile.TemporaryDirectory() as tmp:
         for name in ("sdxl", "sana", "wan"):
             (Path(tmp) / name).mkdir()
-            pipe = getattr(conftest, f"build_{name}")(Path(tmp) / name)
+            pipe = getattr(tiny_pipelines, f"build_{name}")(Path(tmp) / name)
             for kind, more in (("one", {}), ("three", {"num_vectors": 3}), ("adapter", {"method": "dco"})):
                 if kind == "adapter" and name != "sdxl":
                     continue

@@ -1,6 +1,0 @@
-"""`python -m diffusers_dti_cli`, for `accelerate launch -m diffusers_dti_cli train ...`."""
-
-from . import main
-
-if __name__ == "__main__":
-    raise SystemExit(main())

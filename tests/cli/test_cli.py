@@ -1,0 +1,314 @@
+"""The command `dti`, on pipelines that are opened from their folders."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dti import DirectionalInversion, DTIConfig
+from diffusers_dti.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
+CALL = ["--call", "num_inference_steps=1", "height=16", "width=16"]
+
+
+@pytest.fixture
+def subjects(photos, tmp_path):
+    """A JSON file of two good subjects with a bad one between them."""
+    entries = {}
+    for name, word in (("rex", "dog"), ("torn", "dog"), ("tom", "cat")):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for i, photo in enumerate(photos):
+            photo.save(folder / f"{i}.png")
+        entries[name] = {"path": str(folder), "class": word, "initialization": f"red {word}"}
+    (tmp_path / "photos" / "torn" / "0.png").write_bytes(b"no picture")
+    file = tmp_path / "subjects.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+def dti(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def test_help_costs_the_registration_and_nothing_more():
+    script = (
+        "import sys\n"
+        "from diffusers_dti.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not [m for m in sys.modules if m.startswith(('diffusers_dti.training', 'diffusers_dti.families'))]\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert all(name in out for name in COMMANDS)
+
+
+def test_every_setting_is_an_option_with_help(capsys):
+    with pytest.raises(SystemExit):
+        dti("train", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(DTIConfig):
+        assert re.search(rf"--{field.name}\b", text)
+    for said in ("of the von Mises-Fisher prior", "pools CLIP's text vector", "strength of the DCO loss", "of the optimizer."):
+        assert said in text
+
+
+def test_options_are_read_as_the_settings_types():
+    import argparse
+
+    from diffusers_dti.cli import train
+
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    line = "photos --model m --token_scale 0.5 --kappa 1e-3 --no-scale_lr --random_flip --max_train_steps 7 --method ti"
+    args = parser.parse_args([*line.split(), "--validation_prompt", "a {}", "my {}", "--templates", "the {}"])
+    given = {f.name: getattr(args, f.name) for f in fields(DTIConfig) if hasattr(args, f.name)}
+    assert given == {
+        "token_scale": 0.5, "kappa": 1e-3, "scale_lr": False, "random_flip": True, "max_train_steps": 7, "method": "ti",
+        "validation_prompt": ["a {}", "my {}"], "templates": ["the {}"],
+    }  # fmt: skip
+    assert parser.parse_args([*line.split(), "--token_scale", "mean"]).token_scale == "mean"
+
+
+def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
+    own = ["--placeholder_token", "<rex>", "--initializer_token", "dog", "--output_dir", tmp_path / "out"]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own]
+    assert dti(*command) == 0
+    learned = DirectionalInversion.from_pretrained(tmp_path / "out")
+    assert learned.placeholder_token == "<rex>" and learned.metadata["initializer"] == "dog"
+    written = (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns
+    assert dti(*command) == 0 and "is learned already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+    assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
+    assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
+    assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
+    command = ["train", subjects, "--model", model, *SMALL, "--output_dir", tmp_path / "out", "--method", "dco"]
+    assert dti(*command) == 1
+    said = capsys.readouterr()
+    assert "torn: failed, OSError" in said.err and "2 of 3 learned; failed: torn." in said.out
+    for name, word in (("rex", "dog"), ("tom", "cat")):
+        learned = DirectionalInversion.from_pretrained(tmp_path / "out" / name)
+        assert (learned.placeholder_token, learned.metadata["initializer"]) == (f"<{name}>", word)
+        assert (tmp_path / "out" / name / "pytorch_lora_weights.safetensors").is_file()
+    assert not (tmp_path / "out" / "torn" / "learned_embeds.safetensors").exists()
+    assert dti(*command, "--instances", "tom") == 0 and "is learned already" in capsys.readouterr().out
+    other = ["--output_dir", tmp_path / "other", "--initialize_from", "initialization", "--instances", "rex"]
+    assert dti("train", subjects, "--model", model, *SMALL, *other) == 0
+    assert DirectionalInversion.from_pretrained(tmp_path / "other" / "rex").num_vectors == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--instances", "nobody", "--output_dir", "o"], "nobody"),
+        ([], "--output_dir says where"),
+        (["--placeholder_token", "<x>", "--output_dir", "o"], "placeholders are the subjects' names"),
+        (["--method", "lora", "--output_dir", "o"], "method must be one of"),
+    ],
+)
+def test_one_line_says_what_is_wrong(model, subjects, capsys, more, message):
+    assert dti("train", subjects, "--model", model, *more) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("dti train: ") and message in err and "Traceback" not in err
+
+
+@pytest.fixture
+def runs(model, subjects, tmp_path):
+    for method in ("dti", "dco"):
+        out = ["--output_dir", tmp_path / "runs" / method, "--instances", "rex", "tom"]
+        assert dti("train", subjects, "--model", model, *SMALL, "--method", method, *out) == 0
+    return tmp_path / "runs"
+
+
+def test_generate(model, runs, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a <rex> on the beach\n\na <rex> and a <tom>\n")
+    command = ["generate", "--model", model, "--concepts", runs / "dti" / "rex", runs / "dco" / "tom", *CALL]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, 7, "--output_dir", tmp_path / "out"]
+    assert dti(*command) == 0
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    drawn = [f"{seed}/{n}.png" for seed in (0, 7) for n in ("00_a_rex_on_the_beach", "01_a_rex_and_a_tom")]
+    assert names == [*drawn, "sheet.png"]
+    times = [(tmp_path / "out" / n).stat().st_mtime_ns for n in drawn]
+    assert dti(*command) == 0  # nothing is drawn twice
+    assert [(tmp_path / "out" / n).stat().st_mtime_ns for n in drawn] == times
+    (tmp_path / "out" / drawn[0]).unlink()
+    assert dti(*command, "--batch_size", 1) == 0 and (tmp_path / "out" / drawn[0]).is_file()
+    assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns == times[1]
+    assert dti(*command, "--token_scale", "max") == 0  # another picture
+    assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns != times[1]
+    assert Image.open(tmp_path / "out" / "sheet.png").width > 2 * 192
+
+
+def test_a_batch_draws_what_its_pictures_would_be_alone(model, runs, tmp_path):
+    for size in (1, 3):
+        command = ["generate", "--model", model, "--concepts", runs / "dco" / "rex", *CALL, "--batch_size", size]
+        command += ["--prompts", "a <rex>", "a dog", "a toy", "--output_dir", tmp_path / str(size), "--seeds", 3]
+        assert dti(*command) == 0
+    for one in (tmp_path / "1" / "3").glob("*.png"):
+        a, b = (torch.tensor(list(Image.open(p).tobytes()), dtype=torch.int) for p in (one, tmp_path / "3" / "3" / one.name))
+        assert (a - b).abs().max() <= 1
+
+
+METRIC = """
+from pathlib import Path
+
+def counted(pictures, texts, subject):
+    with (Path(__file__).parent / "calls").open("a") as file:
+        file.write("".join(f"{subject.name} {text}\\n" for text in texts))
+    assert len(subject.photos) == 3
+    return {"subject": [float(p.width) for p in pictures], "prompt": [float(len(t)) for t in texts]}
+"""
+
+
+def test_evaluate(model, subjects, runs, tmp_path, capsys):
+    (tmp_path / "metric.py").write_text(METRIC)
+    (tmp_path / "prompts.txt").write_text("a {} on the beach\na red {}\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "tom", "--output_dir", tmp_path / "evaluation"]
+    command += ["--runs", runs / "dti", runs / "dco", f"{runs / 'dti'}@max", "--metrics", f"{tmp_path / 'metric.py'}:counted"]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, 1, *CALL]
+    assert dti(*command, "--skip_generation") == 1 and "pictures of rex are missing" in capsys.readouterr().err
+    assert not (tmp_path / "evaluation" / "results.json").exists()
+    assert dti(*command) == 0
+    result = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert list(result) == ["dti", "dco", "dti@max"] and {r["pictures"] for r in result.values()} == {8}
+    assert result["dti"]["subjects"]["rex"]["subject"]["mean"] == 16
+    # the class word is in the token's place
+    assert result["dti"]["mean"]["prompt"]["mean"] == (len("a dog on the beach") + len("a red dog")) / 2
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 3 * 8 and "tom a cat on the beach" in calls
+    assert "| dti@max | 16.000" in (tmp_path / "evaluation" / "results.md").read_text()
+    assert Image.open(tmp_path / "evaluation" / "results.png").width > 500
+    folder = tmp_path / "evaluation" / "pictures"
+    one = folder / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
+    rescaled = folder / "dti@max" / "rex" / "0" / one.name
+    assert Image.open(one).tobytes() != Image.open(rescaled).tobytes()
+    assert dti(*command) == 0 and len((tmp_path / "calls").read_text().splitlines()) == 24  # nothing is scored twice
+    one.unlink()
+    assert dti(*command, "--skip_generation") == 1
+    err = capsys.readouterr().err
+    assert "1 of 4 pictures of rex are missing" in err and one.name in err
+
+
+def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
+    (tmp_path / "metric.py").write_text(METRIC)
+    command = ["evaluate", subjects, "--model", model, "--runs", tmp_path / "nothing", "--output_dir", tmp_path / "evaluation"]
+    assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:counted", *CALL) == 1
+    assert "nothing has not learned rex" in capsys.readouterr().err
+
+
+def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_path, capsys):
+    """A finished folder that is not whole, another model, runs of one name, repeated seeds, misspelled arguments."""
+    command = [
+        "train",
+        subjects,
+        "--model",
+        model,
+        *SMALL,
+        "--instances",
+        "rex",
+        "--output_dir",
+        runs / "dco",
+        "--method",
+        "dco",
+    ]
+    (runs / "dco" / "rex" / "pytorch_lora_weights.safetensors").unlink()
+    assert dti(*command) == 0 and "rex: learned" in capsys.readouterr().out  # again
+    assert (runs / "dco" / "rex" / "pytorch_lora_weights.safetensors").is_file()
+    other = tmp_path / "another"
+    shutil.copytree(model, other)
+    assert dti(*command[:3], other, *command[4:]) == 1 and "(base_model)" in capsys.readouterr().err
+
+    (tmp_path / "metric.py").write_text(METRIC)
+    shutil.copytree(runs / "dti", tmp_path / "more" / "dti")
+    common = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    common += ["--metrics", f"{tmp_path / 'metric.py'}:counted"]
+    (tmp_path / "prompts.txt").write_text("a {} on the beach\n")
+    common += ["--prompt_file", tmp_path / "prompts.txt"]
+    assert dti(*common, "--runs", runs / "dti", tmp_path / "more" / "dti") == 1 and "one name" in capsys.readouterr().err
+    assert dti(*common, "--runs", runs / "dti", "--seeds", 0, 0, 0) == 0
+    assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["dti"]["pictures"] == 1
+    picture = tmp_path / "evaluation" / "pictures" / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
+    drawn = picture.read_bytes()
+    assert str(tmp_path) not in drawn.decode("latin-1")
+    assert dti("evaluate", *common[1:3], other, *common[4:], "--runs", runs / "dti", "--seeds", 0) == 0
+    assert picture.read_bytes() != drawn  # from another model
+    assert dti(*common, "--runs", runs / "dti", "--call", "guidance_scal=7") == 1
+    assert "cannot be called with guidance_scal" in capsys.readouterr().err
+    (tmp_path / "prompts.txt").write_text("a {} on the beach, on the left\n")
+    picture.rename(picture.with_name("00_a_dog_on_the_beach_on_the_left.png"))
+    assert dti(*common, "--runs", runs / "dti", "--seeds", 0, "--skip_generation") == 1
+    assert "are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{'a': [1.0] * 9}", "finite number for each of 1 pictures"),
+        ("{'a': [float('nan')]}", "finite number"),
+        ("[1.0]", "under each score's name"),
+    ],
+)
+def test_metrics_that_give_something_else(model, subjects, runs, tmp_path, capsys, body, message):
+    (tmp_path / "metric.py").write_text(f"def bad(pictures, texts, subject):\n    return {body}\n")
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, "--runs", runs / "dti"]
+    assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:bad") == 1 and message in capsys.readouterr().err
+
+
+def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, monkeypatch):
+    command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "--output_dir", tmp_path / "out"]
+    command += ["--checkpointing_steps", 1]
+    assert dti(*command) == 0
+    longer = [*command, "--max_train_steps", 5]
+    assert dti(*longer) == 1 and "(max_train_steps)" in capsys.readouterr().err
+    assert dti(*longer, "--resume_from_checkpoint", "latest") == 0
+    assert (tmp_path / "out" / "rex" / "checkpoint-5").is_dir()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers_dti.training.trainer.DTITrainer.fit", stop)
+    assert dti(*command, "--seed", 3, "--output_dir", tmp_path / "stopped") == 130
+    assert "stopped. What is done is kept." in capsys.readouterr().err
+
+
+def test_generate_with_braces(model, runs, tmp_path, capsys):
+    command = ["generate", "--model", model, *CALL, "--prompts", "a {} on the beach", "a dog", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--token_scale", "0.5", "--concepts", runs / "dti" / "rex") == 0
+    assert "'a dog' has none of <rex> in it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
+    assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
+    assert "Which of <rex>, <tom>" in capsys.readouterr().err
+
+
+def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):
+    """As under accelerate launch: two batches of 2 are a batch of 4 (but for the DCO loss, which is not linear)."""
+    common = [subjects, "--model", model, "--instances", "rex", "--resolution", 16, "--max_train_steps", 5, "--adapter", "lora"]
+    # what accelerate launch does with GPUs
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "localhost:0", "-m", "diffusers_dti.cli", "train"]
+    two = [*launch, *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", "--checkpointing_steps", 5]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(x) for x in two], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rex: learned") == 1
+    assert dti("train", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one") == 0
+    found, expected = (DirectionalInversion.from_pretrained(tmp_path / n / "rex") for n in ("two", "one"))
+    for component, v in expected.directions.items():
+        torch.testing.assert_close(found.directions[component], v, rtol=0, atol=1e-5)
+    log = [json.loads(line) for line in (tmp_path / "two" / "rex" / "train_log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in log] == [5]

@@ -1,0 +1,172 @@
+"""Concepts rewritten for other programs: key names, shapes and bits, and diffusers' own loader on what is for it."""
+
+import copy
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import rows_in
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_third_party import ONE, THREE, TWO, rows
+
+from diffusers_dti import DirectionalInversion
+from diffusers_dti.cli import main
+from diffusers_dti.concept.convert import PROGRAMS, convert
+from diffusers_dti.concept.source import contents
+from diffusers_dti.pipeline.tokenizer import token_names
+
+L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
+SMALL = {ONE: rows(16), TWO: rows(24)}
+CONCEPTS = {  # metadata, rows, the keys for ComfyUI and those for OneTrainer by component
+    "SD1": ({}, {ONE: L}, ["emb_params"], ["emp_params"]),
+    "SD2": ({}, {ONE: H}, ["emb_params"], ["emp_params"]),
+    "SDXL": ({}, {ONE: L, TWO: G}, ["clip_l", "clip_g"], ["clip_l", "clip_g"]),
+    "bigG alone": ({}, {TWO: G}, ["clip_g"], ["clip_g"]),
+    "SD3": ({}, {ONE: L, TWO: G, THREE: T5}, ["clip_l", "clip_g", "t5xxl"], ["clip_l", "clip_g", "t5"]),
+    "Flux": ({}, {ONE: L, TWO: T5}, ["clip_l", "t5xxl"], ["clip_l", "t5"]),
+    "SANA": ({}, {ONE: GEMMA}, ["gemma2_2b"], ["gemma"]),
+    "Wan": ({"family": "Wan"}, {ONE: T5}, ["umt5xxl"], None),
+    "Wan, by its file": ({"encoders": {ONE: "umt5xxl"}}, {ONE: T5}, ["umt5xxl"], None),
+    "PixArt, by its file": ({"encoders": {ONE: "t5xxl"}}, {ONE: T5}, ["t5xxl"], ["t5"]),
+    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], ["emp_params"]),
+    "small SD": ({}, {ONE: rows(16)}, ["emb_params"], ["emp_params"]),
+    "small SDXL": ({}, SMALL, ["clip_l", "clip_g"], ["clip_l", "clip_g"]),
+    "small SANA": ({"family": "SANA"}, {ONE: rows(16)}, ["gemma2_2b"], ["gemma"]),
+    "small Wan": ({"family": "Wan"}, {ONE: rows(16)}, ["umt5xxl"], None),
+}
+
+
+def saved(folder, metadata, truth, word="<dog>"):
+    DirectionalInversion.from_embeddings(word, truth, metadata).save_pretrained(folder)
+    return contents(folder).rows
+
+
+@pytest.mark.parametrize("kind", CONCEPTS)
+def test_the_keys_of_each_program(kind, tmp_path):
+    metadata, truth, comfyui, onetrainer = CONCEPTS[kind]
+    truth = saved(tmp_path / "ours", metadata, truth)
+    for program, keys in (("comfyui", comfyui), ("a1111", comfyui), ("onetrainer", onetrainer)):
+        if keys is None:
+            with pytest.raises(ValueError, match=r"OneTrainer has no embeddings for UMT5-XXL \(Wan\)"):
+                convert(tmp_path / "ours", program, tmp_path / program)
+            continue
+        (path,) = convert(tmp_path / "ours", program, tmp_path / program)
+        assert path == tmp_path / program / "dog.safetensors"
+        written = load_file(path)
+        assert written.keys() == set(keys)
+        for key, expected in zip(keys, truth.values()):
+            assert written[key].dtype == torch.float32 and torch.equal(written[key], expected)
+
+
+@pytest.mark.parametrize("kind", CONCEPTS)
+def test_round_trips_keep_every_bit(kind, tmp_path):
+    metadata, truth, _, onetrainer = CONCEPTS[kind]
+    metadata = metadata | {"pooling": "legacy", "base_model": "user/model"}
+    truth, source = saved(tmp_path / "ours", metadata, truth), tmp_path / "ours"
+    for program in PROGRAMS if onetrainer else PROGRAMS[:3]:  # one after the other, and back
+        there = convert(source, program, tmp_path / program)
+        convert(there[0].parent if program == "diffusers" else there[0], "diffusers", tmp_path / f"from {program}")
+        again = contents(tmp_path / f"from {program}")
+        assert again.placeholder == "<dog>"
+        assert again.metadata | metadata | {"encoders": None} == again.metadata | {"encoders": None}
+        assert again.rows.keys() == truth.keys()
+        assert all(torch.equal(again.rows[c], truth[c]) for c in truth)
+        source = tmp_path / f"from {program}"
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "component"), [({"clip_l": rows(16), "clip_g": rows(24)}, None), ({"<zo>": rows(16)}, ONE)]
+)
+def test_stock_diffusers_reads_what_is_written_for_it(saved_as, component, sdxl, tmp_path):
+    save_file(saved_as, tmp_path / "zo.safetensors")
+    files = convert(tmp_path / "zo.safetensors", "diffusers", tmp_path / "out", "<zo>")
+    assert [f.name for f in files] == ["learned_embeds.safetensors", "learned_embeds_2.safetensors"][: len(files)]
+    parts = {ONE: (sdxl.tokenizer, sdxl.text_encoder), TWO: (sdxl.tokenizer_2, sdxl.text_encoder_2)}
+    for file, (place, (tokenizer, encoder)), truth in zip(files, parts.items(), saved_as.values()):
+        sdxl.load_textual_inversion(str(file), tokenizer=tokenizer, text_encoder=encoder)
+        for name, row in zip(("<zo>", "<zo>_1"), truth):
+            assert torch.equal(rows_in(sdxl, place, name), row)
+
+
+def test_a_pipeline_gets_the_same_from_every_file(sdxl, tmp_path):
+    saved(tmp_path / "ours", {}, SMALL)
+    for program in PROGRAMS:
+        (path, *_) = convert(tmp_path / "ours", program, tmp_path / program)
+        pipe = copy.deepcopy(sdxl)
+        pipe.load_directional_inversion(path)
+        for component, truth in SMALL.items():
+            found = torch.stack([rows_in(pipe, component, name) for name in token_names("<dog>", 2)])
+            torch.testing.assert_close(found, truth)
+
+
+def test_files_and_names(tmp_path):
+    saved(tmp_path / "ours", {}, SMALL, "<my cat/dog>")
+    (path,) = convert(tmp_path / "ours", "comfyui", tmp_path)
+    assert path == tmp_path / "my_cat_dog.safetensors"
+    (path,) = convert(tmp_path / "ours", "a1111", tmp_path / "new" / "rex.safetensors", "<rex>")
+    assert path.is_file() and [p.name for p in path.parent.iterdir()] == ["rex.safetensors"]
+    with safe_open(path, framework="pt") as f:
+        assert json.loads(f.metadata()["dti"])["placeholder_token"] == "<rex>"
+    with pytest.raises(ValueError, match="give a folder"):
+        convert(path, "diffusers", tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="diffusers, comfyui, a1111, onetrainer, not for 'invoke'"):
+        convert(path, "invoke", tmp_path / "out")
+    save_file({"clip_l": torch.zeros(1, 8)}, tmp_path / "zero.safetensors")
+    with pytest.raises(ValueError, match="not zero"):
+        convert(tmp_path / "zero.safetensors", "diffusers", tmp_path / "out")
+    save_file({"clip_l": torch.ones(1, 8)}, tmp_path / "learned_embeds.safetensors")
+    with pytest.raises(ValueError, match="--placeholder"):
+        convert(tmp_path / "learned_embeds.safetensors", "diffusers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_encoders_of_one_name(tmp_path):
+    saved(tmp_path / "ours", {}, {ONE: L, TWO: L + 1})
+    with pytest.raises(ValueError, match="would be called clip_l and clip_l"):
+        convert(tmp_path / "ours", "comfyui", tmp_path / "out")
+
+
+def test_the_command(tmp_path, capsys):
+    torch.save({"string_to_param": {"*": L}, "name": "dog"}, tmp_path / "dog.pt")
+    command = ["convert", str(tmp_path / "dog.pt"), "--to", "diffusers", "--output", str(tmp_path / "out")]
+    assert main(command) == 1 and "--allow_pickle" in capsys.readouterr().err
+    assert main([*command, "--allow_pickle", "--placeholder", "<dog>"]) == 0
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'out' / 'learned_embeds.safetensors'}.\n"
+    assert torch.equal(load_file(tmp_path / "out" / "learned_embeds.safetensors")["<dog>"], L)
+    command = ["convert", str(tmp_path), "--weight_name", "dog.pt", "--allow_pickle", "--to", "onetrainer"]
+    assert main([*command, "--output", str(tmp_path / "dog.safetensors")]) == 0
+    assert torch.equal(load_file(tmp_path / "dog.safetensors")["emp_params"], L)
+
+
+def test_the_commands_and_the_code_of_the_docs(sdxl, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "out" / "dog", {}, SMALL)
+    torch.save({"string_to_param": {"*": rows(16)}, "name": "dog"}, "old-dog.pt")
+    save_file(
+        {f"bundle_emb.<{w}>.clip_{k}": rows(n) for w in ("cat", "rex") for k, n in (("l", 16), ("g", 24))}, "lora.safetensors"
+    )
+    commands = [shlex.split(c) for block in re.findall(r"```bash\n(.*?)```", page, re.S) for c in block.splitlines()]
+    assert len(commands) == 4
+    for name, *command in commands:
+        assert name == "dti" and main(command) == 0
+    assert load_file("out/dog.safetensors").keys() == {"clip_l", "clip_g"}
+    assert (load_file("out/cat/learned_embeds.safetensors")["<cat>"] == rows(16)).all()
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, {"pipe": sdxl})
+    assert list(sdxl.directional_inversions) == ["<dog>", "<old-dog>", "<cat>"]
+
+
+def test_a_part_of_a_folder_is_not_converted_over_the_whole(tmp_path):
+    folder = tmp_path / "dog"
+    made = DirectionalInversion.from_embeddings(
+        "<dog>", {"text_encoder": torch.ones(1, 16), "text_encoder_2": torch.ones(1, 24)}
+    )
+    made.save_pretrained(folder)
+    with pytest.raises(ValueError, match="would lose its other files"):
+        convert(folder, "diffusers", folder, weight_name="learned_embeds_2.safetensors")
+    assert sorted(p.name for p in folder.iterdir()) == ["learned_embeds.safetensors", "learned_embeds_2.safetensors"]

@@ -1,0 +1,99 @@
+"""The file, read back by safetensors and by us."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from diffusers_dti.concept import formats
+
+
+def write(folder, rows, **header):
+    headers = {c: {"component": c, "scale": torch.linalg.vector_norm(r, dim=-1).tolist(), **header} for c, r in rows.items()}
+    formats.write(folder, "<dog>", rows, headers)
+
+
+def test_the_file_is_one_tensor_with_a_header(tmp_path):
+    rows = torch.randn(2, 8)
+    write(tmp_path / "sub", {"text_encoder": rows}, initializer="dog")
+    with safe_open(tmp_path / "sub" / "learned_embeds.safetensors", framework="pt") as f:
+        assert list(f.keys()) == ["<dog>"] and torch.equal(f.get_tensor("<dog>"), rows)
+        metadata = f.metadata()
+    assert metadata["format"] == "pt"
+    header = json.loads(metadata["dti"])
+    assert header["version"] == formats.VERSION and header["initializer"] == "dog" and len(header["scale"]) == 2
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["learned_embeds.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch):
+    old = {"text_encoder": torch.randn(1, 8), "text_encoder_2": torch.randn(1, 8)}
+    write(tmp_path, old)
+    there, save_file = sorted(tmp_path.iterdir()), formats.save_file
+
+    def torn(tensors, filename, metadata):
+        if json.loads(metadata["dti"])["component"] == "text_encoder_2":
+            raise OSError("no space left on device")
+        save_file(tensors, filename, metadata)
+
+    monkeypatch.setattr(formats, "save_file", torn)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path, {c: torch.randn(1, 8) for c in old})
+    assert sorted(tmp_path.iterdir()) == there
+    for path, rows in zip(there, old.values()):
+        assert torch.equal(*formats.read(path).rows.values(), rows)
+
+
+def test_a_concept_replaces_the_whole_of_an_earlier_one(tmp_path):
+    write(tmp_path, {"text_encoder": torch.randn(1, 8), "text_encoder_2": torch.randn(1, 8)})
+    write(tmp_path, {"text_encoder_2": torch.randn(1, 8)})
+    assert [p.name for p in tmp_path.iterdir()] == ["learned_embeds_2.safetensors"]
+
+
+def test_plain_diffusers_files_have_no_header(tmp_path):
+    save_file({"<cat>": torch.ones(8, dtype=torch.float16)}, tmp_path / "a.safetensors")
+    name, rows, scales, metadata = formats.read(tmp_path / "a.safetensors")
+    assert name == "<cat>" and torch.equal(rows["text_encoder"], torch.ones(1, 8)) and not scales
+    assert rows["text_encoder"].dtype == torch.float32 and metadata == {"encoders": {"text_encoder": None}}
+
+
+def test_unreadable_files_say_why(tmp_path):
+    path = tmp_path / "learned_embeds.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        formats.read(path)
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"one tensor.*\['a', 'b'\]"):
+        formats.read(path)
+    rows = torch.nn.functional.normalize(torch.randn(1, 8))
+    for scale, version, message in ((1.001, formats.VERSION, "not the norms"), (1.0, formats.VERSION + 1, "update")):
+        header = json.dumps({"version": version, "component": "text_encoder", "scale": [scale]})
+        save_file({"<dog>": rows}, path, metadata={"dti": header})
+        with pytest.raises(ValueError, match=message):
+            formats.read(path)
+    header = json.dumps({"version": formats.VERSION, "component": "text_encoder", "scale": [1.00005]})
+    save_file({"<dog>": rows}, path, metadata={"dti": header})
+    formats.read(path)  # within 1e-4
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"scale": [1.0]}', '{"version": 1}', "[1]", "{", '{"version": "1", "component": "text_encoder", "scale": [1.0]}',
+        '{"version": 1, "component": "text_encoder", "scale": null}', '{"version": 1, "component": "unet", "scale": [1.0]}',
+        '{"version": 1, "component": "text_encoder", "scale": [NaN]}',
+    ],
+)  # fmt: skip
+def test_headers_that_lie_or_are_torn(tmp_path, header):
+    path = tmp_path / "learned_embeds.safetensors"
+    save_file({"<dog>": torch.nn.functional.normalize(torch.ones(1, 8))}, path, metadata={"dti": header})
+    with pytest.raises(ValueError, match=r"learned_embeds\.safetensors has a header that cannot be used"):
+        formats.read(path)
+
+
+@pytest.mark.parametrize(("component", "name"), [("text_encoder", "learned_embeds"), ("text_encoder_2", "learned_embeds_2")])
+def test_names_and_components(component, name):
+    assert formats.file_name(component) == f"{name}.safetensors"
+    assert formats.component_of(f"{name}.safetensors") == component
+    assert formats.component_of("anything.safetensors") == "text_encoder"

@@ -1,0 +1,182 @@
+"""Against a server of our own, which gives a small archive laid out as the real one."""
+
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from zipfile import ZipFile
+
+import pytest
+from PIL import Image
+
+from diffusers_dti.data import dreambooth
+from diffusers_dti.data.subjects import read_subjects
+
+LIST = """Classes
+
+subject_name,class
+backpack_dog,backpack
+dog,dog
+teapot,teapot
+wolf_plushie,stuffed animal
+
+Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a cube shaped {0} {1}'.format(unique_token, class_token)
+]
+"""
+
+
+def packed(more=None):
+    photo = io.BytesIO()
+    Image.effect_noise((32, 32), 90).save(photo, "jpeg")
+    files = {"README.md": "of no use here", "LICENSE.md": "", "dataset/prompts_and_classes.txt": LIST}
+    files |= {"dataset/references_and_licenses.txt": "CC BY", "dataset/unlisted/00.jpg": photo.getvalue()}
+    files |= {
+        f"dataset/{name}/0{i}.jpg": photo.getvalue() for name in ("dog", "wolf_plushie", "backpack_dog") for i in range(4)
+    }
+    archive = io.BytesIO()
+    with ZipFile(archive, "w") as file:
+        for folder in ("", "dataset/", "dataset/dog/"):
+            file.writestr(f"dreambooth-main/{folder}", "")
+        for name, content in files.items():
+            file.writestr(f"dreambooth-main/{name}", content)
+        for name in more or ():
+            file.writestr(name, "from outside")
+    return archive.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server whose `reply` is (status, body, headers); `asked` counts its requests."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            made.asked += 1
+            status, body, headers = made.reply
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = True
+
+        def log_message(self, *arguments):
+            pass
+
+    made = HTTPServer(("127.0.0.1", 0), Handler)
+    made.asked, made.reply = 0, None
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(dreambooth, "ARCHIVE", f"http://127.0.0.1:{made.server_port}/main.zip")
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def sized(body):
+    return 200, body, {"Content-Length": len(body)}
+
+
+@pytest.mark.parametrize("chunked", [False, True])  # as a file, and as GitHub sends what it packs on the way
+def test_the_data_set_and_its_subjects(server, tmp_path, chunked):
+    body = packed()
+    server.reply = sized(body)
+    if chunked:
+        server.reply = 200, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), {"Transfer-Encoding": "chunked"}
+    folder = tmp_path / "data" / "dreambooth"
+    path = dreambooth.download(folder)
+    assert path == tmp_path / "data" / "dreambooth.json"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["dreambooth", "dreambooth.json"]
+    names = ["backpack_dog", "dog", "prompts_and_classes.txt", "references_and_licenses.txt", "unlisted", "wolf_plushie"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert sorted(p.name for p in (folder / "dog").iterdir()) == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
+    assert json.loads(path.read_text())["wolf_plushie"] == {
+        "path": "dreambooth/wolf_plushie",
+        "class": "stuffed animal",
+        "initialization": "stuffed animal",
+    }
+    subjects = read_subjects(path)
+    assert [(s.name, s.word, len(s.photos)) for s in subjects] == [
+        ("backpack_dog", "backpack", 4),
+        ("dog", "dog", 4),
+        ("wolf_plushie", "stuffed animal", 4),
+    ]
+
+
+def test_what_is_there_needs_no_network(server, tmp_path):
+    server.reply = sized(packed())
+    path = dreambooth.download(str(tmp_path / "dreambooth"))
+    written = path.read_text()
+    path.write_text("{}")
+    assert dreambooth.download(tmp_path / "dreambooth") == path and path.read_text() == "{}"
+    path.unlink()
+    assert dreambooth.download(tmp_path / "dreambooth") == path and path.read_text() == written
+    assert server.asked == 1
+
+
+def test_an_empty_folder_is_filled_and_a_json_that_is_there_kept(server, tmp_path):
+    server.reply = sized(packed())
+    (tmp_path / "dreambooth").mkdir()
+    (tmp_path / "dreambooth.json").write_text("{}")
+    assert dreambooth.download(tmp_path / "dreambooth").read_text() == "{}"
+    assert (tmp_path / "dreambooth" / "dog").is_dir()
+
+
+def test_a_folder_that_is_something_else(tmp_path):
+    folder = tmp_path / "dreambooth"
+    (folder / "dog").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"not DreamBooth's data set, it has no prompts_and_classes\.txt\. Remove .*, or unpack"):
+        dreambooth.download(folder)
+    (folder / "prompts_and_classes.txt").write_text(LIST)
+    with pytest.raises(OSError, match="no photos of the subjects .* Remove"):
+        dreambooth.download(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["dreambooth"]
+
+
+FLIPPED = bytearray(packed())
+FLIPPED[FLIPPED.index(b"JFIF") + 400] ^= 255
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ((404, b"", {"Content-Length": 0}), "HTTP Error 404"),
+        ((503, b"", {"Content-Length": 0}), "HTTP Error 503"),
+        ((200, packed()[:700], {"Content-Length": 5000}), r"cut after 700 of 5000 bytes|IncompleteRead\(700 bytes"),
+        ((200, b"1388\r\n" + packed()[:700], {"Transfer-Encoding": "chunked"}), "IncompleteRead"),
+        ((200, packed()[:700], {}), "not a zip file"),
+        (sized(b"<html>Sign in to the network of this hotel</html>"), "not a zip file"),
+        (sized(bytes(FLIPPED)), "Bad CRC-32"),
+        (sized(packed(["dreambooth-main/dataset/../../../evil.txt"])), r"leaves its folder, .*evil\.txt"),
+        (sized(packed(["../evil.txt"])), r"leaves its folder, \.\./evil\.txt"),
+        (sized(packed(["dreambooth-main/dataset\\..\\..\\evil.txt"])), r"leaves its folder, .*evil\.txt"),
+        (sized(packed(["/evil.txt"])), r"leaves its folder, /evil\.txt"),
+        (sized(packed().replace(b"/dataset/", b"/elsewhr/")), r"the archive has no dataset/prompts_and_classes\.txt"),
+    ],
+)
+def test_what_cannot_be_fetched(server, tmp_path, reply, why):
+    server.reply = reply
+    with pytest.raises(OSError, match=rf"(?s)could not be fetched from {dreambooth.ARCHIVE}: .*({why})") as error:
+        dreambooth.download(tmp_path / "data" / "dreambooth")
+    assert f"unpack its folder `dataset` as {tmp_path / 'data' / 'dreambooth'}, and run this again" in str(error.value)
+    assert [p.name for p in tmp_path.rglob("*")] == ["data"]
+
+
+def test_no_server_and_one_that_says_nothing(tmp_path, monkeypatch):
+    silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # listens and never answers
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(dreambooth, "ARCHIVE", f"http://127.0.0.1:{silent.server_port}/main.zip")
+    monkeypatch.setattr(dreambooth, "TIMEOUT", 0.1)
+    with pytest.raises(OSError, match="could not be fetched from http.*timed out.* unpack its folder"):
+        dreambooth.download(tmp_path / "dreambooth")
+    silent.server_close()
+    with pytest.raises(OSError, match="could not be fetched from http.*refused.* unpack its folder"):
+        dreambooth.download(tmp_path / "dreambooth")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,87 @@
+import pytest
+from PIL import Image
+
+from diffusers_dti.data.images import load_photos, logger
+
+
+def test_folders_files_and_pictures(tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "b.jpg", exif=exif)
+    Image.new("P", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.txt").write_text("a {} on grass\n")
+    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / ".hidden").write_text("nor this")
+    logger.addHandler(caplog.handler)
+    try:
+        loaded = load_photos(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "being no pictures: notes.md." in caplog.text
+    assert [p.image.size for p in loaded] == [(8, 8), (10, 20)] and {p.image.mode for p in loaded} == {"RGB"}
+    assert [p.caption for p in loaded] == [None, "a {} on grass"]
+    assert [p.image.size for p in load_photos(tmp_path / "b.jpg")] == [(10, 20)]
+    assert len(load_photos(Image.new("L", (4, 4)))) == 1
+    both = load_photos([Image.new("L", (4, 4)), str(tmp_path / "a.png")], captions=["a {}", None])
+    assert [p.caption for p in both] == ["a {}", None]
+
+
+def test_data_sets():
+    class Dataset(list):  # what of `datasets.Dataset` is used
+        column_names = ("image", "text")
+
+    rows = Dataset({"image": Image.new("RGB", (4, 4)), "text": f"a {{}}, {i}"} for i in range(3))
+    assert [p.caption for p in load_photos(rows)] == ["a {}, 0", "a {}, 1", "a {}, 2"]
+    rows.column_names = ("pixels",)
+    with pytest.raises(ValueError, match='needs a column "image"; it has pixels'):
+        load_photos(rows)
+
+
+def test_the_real_data_set_class():
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))], "caption": ["a {}"]})
+    assert [p.caption for p in load_photos(rows.cast_column("image", datasets.Image()))] == ["a {}"]
+
+
+def test_transparency_is_a_mask_and_stands_on_white():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+    assert load_photos(image)[0].mask is None
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    (photo,) = load_photos(image)
+    assert photo.image.getpixel((0, 0)) == (255, 255, 255) and photo.image.getpixel((1, 1)) == (255, 0, 0)
+    assert photo.mask.getpixel((0, 0)) == 0 and photo.mask.getpixel((1, 1)) == 255
+    (given,) = load_photos(image, masks=[Image.new("L", (8, 8), 255)])
+    assert given.mask.size == (4, 4) and given.mask.getextrema() == (255, 255)
+    assert load_photos(image, masks=[None])[0].mask is None
+
+
+def test_photos_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match=r"has no pictures.*3 to 6 photos"):
+        load_photos(tmp_path)
+    with pytest.raises(ValueError, match="No pictures were given"):
+        load_photos([])
+    (tmp_path / "broken.png").write_bytes(b"png?")
+    with pytest.raises(OSError, match=r"broken\.png is not a picture"):
+        load_photos(tmp_path)
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 90).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"cut\.png is not a picture"):
+        load_photos([tmp_path / "cut.png"])
+    with pytest.raises(OSError, match=r"nowhere\.png"):
+        load_photos(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"captions": ["a {}"]}, "captions must be a list with an entry .* each of the 2 photos"),
+        ({"captions": "a {}"}, "captions must be a list"),
+        ({"captions": ["a {}", "a dog"]}, "caption of photo 2, 'a dog', needs"),
+        ({"masks": [None]}, "masks must be a list"),
+    ],
+)
+def test_captions_and_masks_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_photos([Image.new("RGB", (4, 4))] * 2, **arguments)

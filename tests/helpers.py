@@ -1,0 +1,112 @@
+"""What several tests share: what a pipeline was before and is after, and formulas written out."""
+
+import copy
+import json
+import math
+
+import torch
+
+from diffusers_dti.pipeline import vocabulary
+from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.offload import module_hooks
+
+
+def state(tokenizer, encoder):
+    """All that unloading must put back, comparable."""
+    if hasattr(tokenizer, "_tokenizer"):
+        tokens = json.loads(tokenizer._tokenizer.to_str())
+        tokens.pop("padding"), tokens.pop("truncation")  # every call sets them
+    else:
+        tokens = {
+            "decoder": {i: repr(t) for i, t in tokenizer._added_tokens_decoder.items()},
+            "encoder": dict(tokenizer._added_tokens_encoder),
+            "trie": copy.deepcopy(tokenizer.tokens_trie.data),
+            "total": tokenizer.total_vocab_size,
+        }
+    weight = vocabulary.table(encoder)
+    return {
+        "tokens": tokens,
+        "tokenizer_class": type(tokenizer),
+        "tokenizer_attributes": sorted(vars(tokenizer)),
+        "length": len(tokenizer),
+        "table": weight.detach().view(torch.uint8).numpy().tobytes(),
+        "modules": [(n, type(m)) for n, m in encoder.named_modules()],
+        "parameters": [(n, tuple(p.shape), p.requires_grad, p.dtype) for n, p in encoder.named_parameters()],
+        "ties": len(vocabulary.embedding_modules(encoder)),
+        "num_embeddings": encoder.get_input_embeddings().num_embeddings,
+        "config": encoder.config.to_dict(),
+        "eos": [getattr(m, "eos_token_id", None) for m in encoder.modules()],
+        "attributes": sorted(vars(encoder)),
+    }
+
+
+def states(pipe):
+    return {f"{c} {k}": v for c, pair in text_pairs(pipe).items() for k, v in state(*pair).items()}
+
+
+def differing(a, b):
+    """The names of what differs: the values are long."""
+    return [k for k in a | b if a.get(k) != b.get(k)]
+
+
+def everything(pipe):
+    """What `fit` must give back."""
+    modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {
+        "weights": {
+            f"{n}.{k}": (v.dtype, v.device, v.clone())
+            for n, m in modules.items()
+            for k, v in m.state_dict().items()
+            if "token_embedding" not in k
+        },
+        "requires_grad": [p.requires_grad for m in modules.values() for p in m.parameters()],
+        "grad": [p.grad for m in modules.values() for p in m.parameters()],
+        "training": [x.training for m in modules.values() for x in m.modules()],
+        "hooks": [(len(x._forward_hooks), len(x._forward_pre_hooks)) for m in modules.values() for x in m.modules()],
+        "padding_side": (pipe.tokenizer.padding_side, pipe.tokenizer_2.padding_side),
+        "scheduler": dict(pipe.scheduler.config),
+        "random": torch.get_rng_state(),
+    }
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def written_method(v, loss, prior, lr, kappa, beta, steps):
+    """The steps of the method, one row at a time, in float64 (paper, section 4)."""
+    v = v.double().clone()
+    s = [0.0] * len(v)
+    for t in range(1, steps + 1):
+        v.requires_grad_(True)
+        (grad,) = torch.autograd.grad(loss(v, t - 1), v)
+        v = v.detach()
+        for i in range(len(v)):
+            g = grad[i] - kappa * prior[i].double()
+            g = g - torch.dot(g, v[i]) * v[i]
+            s[i] = beta * s[i] + (1 - beta) * float(g @ g)
+            g = g / (math.sqrt(s[i] / (1 - beta**t)) + 1e-8)
+            w = v[i] - lr * g
+            v[i] = w / w.norm()
+    return v
+
+
+def hooks(pipe):
+    return {
+        name: [
+            (n, type(h).__name__, getattr(h, "execution_device", None), getattr(h, "offload", None))
+            for n, m in part.named_modules()
+            for h in module_hooks(m)
+        ]
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
+
+
+def rows_in(pipe, component, word="<dog>"):
+    tokenizer, encoder = text_pairs(pipe)[component]
+    return vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids(word)].detach()

@@ -1,0 +1,69 @@
+"""Placeholders of several vectors, written out by the tokenizer."""
+
+import copy
+import pickle
+
+import pytest
+
+from diffusers_dti.pipeline.tokenizer import token_names
+
+
+def test_every_way_into_the_tokenizer_expands(sd, concept):
+    sd.load_directional_inversion(concept(sd, vectors=3))
+    tokenizer = sd.tokenizer
+    names = token_names("<dog>", 3)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    a, on = tokenizer.convert_tokens_to_ids(["a</w>", "on</w>"])
+    assert tokenizer.tokenize("a <dog> on") == ["a</w>", *names, "on</w>"]
+    assert tokenizer.encode("a <dog> on", add_special_tokens=False) == [a, *ids, on]
+    assert tokenizer(["a <dog>", "<dog> on"], add_special_tokens=False).input_ids == [[a, *ids], [*ids, on]]
+    assert tokenizer(text="<dog>", add_special_tokens=False).input_ids == ids
+
+
+def test_words_inside_words_and_expanded_text_stay(sd, concept):
+    """T9."""
+    sd.load_directional_inversion(concept(sd, "zog", vectors=2))
+    tokenizer = sd.tokenizer
+    names = token_names("zog", 2)
+    assert tokenizer.tokenize("a zogory, zog.")[-3:-1] == names
+    assert tokenizer.tokenize("zogory") == ["zogory</w>"]
+    once = "a " + "".join(names)
+    assert tokenizer.tokenize(once) == tokenizer.tokenize("a zog") == ["a</w>", *names]
+    assert sd.tokenizer.tokenize(sd.maybe_convert_prompt("a zog", tokenizer)) == ["a</w>", *names]
+
+
+def test_a_single_vector_inside_a_word(sd, concept):
+    sd.load_directional_inversion(concept(sd, "zog"))
+    if hasattr(sd.tokenizer, "_tokenizer"):  # the slow tokenizers of transformers 4 know no such thing
+        assert sd.tokenizer.tokenize("zogory zog, a") == ["zogory</w>", "zog", ",</w>", "a</w>"]
+    assert sd.tokenizer.tokenize("zog, a")[0] == "zog"
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("word", ["<Dog>", "<dog>"])
+def test_placeholders_match_as_they_are_written(sd, concept, word, vectors):
+    """T7, T24: upper case works, and the same way on both ends of the version range."""
+    sd.load_directional_inversion(concept(sd, word, vectors))
+    names = token_names(word, vectors)
+    assert sd.tokenizer.tokenize(f"a {word} on") == ["a</w>", *names, "on</w>"]
+    assert not set(sd.tokenizer.tokenize(f"a {word.swapcase()} on")) & set(names)
+
+
+def test_the_longest_placeholder_wins(sd, concept):
+    sd.load_directional_inversion(concept(sd, "<dog", vectors=2))
+    sd.load_directional_inversion(concept(sd, "<dog>", vectors=2, seed=1))
+    assert sd.tokenizer.tokenize("<dog> <dog") == [*token_names("<dog>", 2), *token_names("<dog", 2)]
+
+
+def test_copies_pickles_and_saved_tokenizers_work(sd, concept, tmp_path):
+    sd.load_directional_inversion(concept(sd, vectors=2))
+    plain = type(sd.tokenizer).__bases__[-1]
+    expected = sd.tokenizer("a <dog> on").input_ids
+    for again in (copy.deepcopy(sd.tokenizer), pickle.loads(pickle.dumps(sd.tokenizer))):
+        assert again("a <dog> on").input_ids == expected
+    sd.tokenizer.save_pretrained(tmp_path)
+    reopened = plain.from_pretrained(tmp_path)  # stock: the vectors' own names are there, the placeholder is not
+    assert type(reopened) is plain
+    assert reopened("a " + "".join(token_names("<dog>", 2)) + " on").input_ids == expected
+    sd.unload_directional_inversion()
+    assert type(sd.tokenizer) is plain

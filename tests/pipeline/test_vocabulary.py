@@ -1,0 +1,258 @@
+"""Tokens and rows in and out again, exactly."""
+
+import copy
+
+import pytest
+import torch
+from helpers import differing, states
+from tiny_pipelines import generate
+
+from diffusers_dti import DirectionalInversion
+from diffusers_dti.pipeline import vocabulary
+from diffusers_dti.pipeline.loading import text_pairs
+
+
+def test_100_loads_and_unloads_leave_no_trace(pipe, concept):
+    for tokenizer, encoder in text_pairs(pipe).values():
+        tokenizer.add_tokens(["<own>"])  # T18: a tokenizer's own tokens are not special in all families
+        encoder.resize_token_embeddings(len(tokenizer))
+    generate(pipe, "a dog")  # hooks that encoders install at their first call are not ours
+    table = vocabulary.table(pipe.text_encoder)
+    table.requires_grad_(False)
+    before = states(pipe)
+    for i in range(100):
+        word = f"<dog{i}>"
+        pipe.load_directional_inversion(concept(pipe, word, vectors=1 + i % 3, seed=i))
+        assert states(pipe) != before
+        pipe.unload_directional_inversion(word)
+        assert not differing(states(pipe), before)
+
+
+@pytest.mark.parametrize("first_out", ["<a>", "<b>", "<c>"])
+def test_unloading_one_is_as_if_only_the_others_had_been_loaded(pipe, concept, first_out):
+    words = {"<a>": 1, "<b>": 3, "<c>": 1}
+    others = copy.deepcopy(pipe)
+    for word, vectors in words.items():
+        made = concept(pipe, word, vectors, seed=vectors, pooling="legacy" if word == "<c>" else "eos")
+        pipe.load_directional_inversion(made)
+        if word != first_out:
+            others.load_directional_inversion(made)
+    pipe.unload_directional_inversion(first_out)
+    assert not differing(states(pipe), states(others))
+    assert list(pipe.directional_inversions) == list(others.directional_inversions)
+    text = "the <a> and <b> with a <c>"
+    assert pipe.tokenizer(text).input_ids == others.tokenizer(text).input_ids
+    torch.testing.assert_close(generate(pipe, text), generate(others, text), rtol=0, atol=0)
+
+
+def test_a_stock_token_loaded_between_keeps_its_row(sd, concept):
+    stock = {"<stock>": torch.full((16,), 0.1)}
+    alone = copy.deepcopy(sd)
+    alone.load_textual_inversion(stock)
+    sd.load_directional_inversion(concept(sd, "<a>"))
+    sd.load_textual_inversion(stock)
+    sd.load_directional_inversion(concept(sd, "<b>", vectors=2))
+    sd.unload_directional_inversion()
+    for p in (sd, alone):
+        id = p.tokenizer.convert_tokens_to_ids("<stock>")
+        assert torch.equal(vocabulary.table(p.text_encoder)[id], stock["<stock>"])
+    assert sd.tokenizer("a <stock>").input_ids == alone.tokenizer("a <stock>").input_ids
+    assert torch.equal(vocabulary.table(sd.text_encoder), vocabulary.table(alone.text_encoder)[: len(sd.tokenizer)])
+
+
+def test_spare_rows_are_used_and_put_back(sd, concept):
+    """T4, T23: a table with more rows than the tokenizer has tokens never shrinks."""
+    rows = len(sd.tokenizer) + 2
+    sd.text_encoder.resize_token_embeddings(rows)
+    with torch.no_grad():
+        vocabulary.table(sd.text_encoder)[-2:] = torch.randn(2, 16)
+    before = states(sd)
+    parameter = vocabulary.table(sd.text_encoder)
+    sd.load_directional_inversion(concept(sd, "<a>"))
+    assert vocabulary.table(sd.text_encoder) is parameter  # nothing was copied
+    sd.load_directional_inversion(concept(sd, "<b>", vectors=2))
+    assert len(vocabulary.table(sd.text_encoder)) == rows + 1 == sd.text_encoder.config.vocab_size
+    sd.unload_directional_inversion("<a>")
+    alone = concept(sd, "<b>", vectors=2).embeddings["text_encoder"]
+    assert torch.equal(vocabulary.table(sd.text_encoder)[rows - 2 :], alone) and sd.text_encoder.config.vocab_size == rows
+    sd.unload_directional_inversion("<b>")
+    assert not differing(states(sd), before)
+
+
+def test_the_scale_is_over_the_original_vocabulary(pipe, concept):
+    """T21: neither our rows nor a stock token's count, nor rows of norm 0 or without a token (UMT5's)."""
+    for _, (tokenizer, encoder) in text_pairs(pipe).items():
+        norms = vocabulary.table(encoder).detach()[: len(tokenizer)].double().norm(dim=-1)
+        expected = {r: getattr(norms[norms > 0], r)().item() for r in ("mean", "min", "max")}
+        for word in ("<a>", "<b>"):
+            pipe.load_directional_inversion(concept(pipe, word, scale=20.0, vectors=2))
+        pipe.load_textual_inversion(
+            {"<stock>": torch.full((encoder.config.hidden_size,), 9.0)}, tokenizer=tokenizer, text_encoder=encoder
+        )
+        for rule, value in expected.items():
+            assert vocabulary.norm_statistic(tokenizer, encoder, rule) == pytest.approx(value, rel=1e-6)
+        pipe.unload_directional_inversion()
+    with pytest.raises(ValueError, match='must be "mean"'):
+        vocabulary.norm_statistic(tokenizer, encoder, "median")
+
+
+def test_the_table_grows_without_resizing(sdxl, concept, monkeypatch):
+    """T5: `resize_token_embeddings` computes a mean and a covariance of the whole vocabulary first."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("resized")
+
+    for encoder in (sdxl.text_encoder, sdxl.text_encoder_2):
+        monkeypatch.setattr(encoder, "resize_token_embeddings", refuse)
+    before = [vocabulary.table(e).detach().clone() for e in (sdxl.text_encoder, sdxl.text_encoder_2)]
+    sdxl.load_directional_inversion(concept(sdxl, vectors=2))
+    for old, encoder in zip(before, (sdxl.text_encoder, sdxl.text_encoder_2)):
+        assert torch.equal(vocabulary.table(encoder)[: len(old)], old) and len(vocabulary.table(encoder)) == len(old) + 2
+
+
+def test_tied_weights_stay_tied(sd, concept):
+    encoder = sd.text_encoder
+    encoder.extra = torch.nn.Linear(16, len(sd.tokenizer), bias=False)
+    encoder.extra.weight = encoder.get_input_embeddings().weight
+    encoder.copy = torch.nn.Embedding(len(sd.tokenizer), 16)
+    encoder.copy.weight = encoder.extra.weight
+    sd.load_directional_inversion(concept(sd))
+    assert encoder.extra.weight is encoder.copy.weight is encoder.get_input_embeddings().weight
+    assert encoder.extra.out_features == encoder.copy.num_embeddings == len(sd.tokenizer)
+    assert len(vocabulary.embedding_modules(encoder)) == 2
+
+
+def test_a_taken_placeholder_is_refused(sdxl, concept):
+    made = concept(sdxl)
+    sdxl.load_directional_inversion(made)
+    before = states(sdxl)
+    with pytest.raises(ValueError, match=r"<dog> is loaded already.*unload_directional_inversion\('<dog>'\)"):
+        sdxl.load_directional_inversion(made)
+    with pytest.raises(ValueError, match=r"dog</w> is in the vocabulary of text_encoder already"):
+        sdxl.load_directional_inversion(made, token="dog</w>")
+    assert not differing(states(sdxl), before)
+    sdxl.load_textual_inversion({"<stock>": torch.ones(16)})
+    with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes out"):
+        sdxl.load_directional_inversion(made, token="<stock>")
+    with pytest.raises(ValueError, match="<dog>_1 and <dog> cannot be loaded together"):
+        sdxl.load_directional_inversion(made, token="<dog>_1")
+
+
+def reopened(pipe, folder, **kwargs):
+    pipe.save_pretrained(folder)
+    return type(pipe).from_pretrained(folder, **kwargs)
+
+
+def test_adopted_concepts_come_out_one_by_one(sd, concept, tmp_path):
+    before = states(sd)
+    made = [concept(sd), concept(sd, "<b>", vectors=2, seed=3)]
+    for x in made:
+        sd.load_directional_inversion(x)
+    again = reopened(sd, tmp_path)
+    rows = len(vocabulary.table(again.text_encoder))
+    for x in made:
+        again.load_directional_inversion(x)
+        assert len(vocabulary.table(again.text_encoder)) == rows  # nothing was added
+        again.unload_directional_inversion()
+        rows -= x.num_vectors
+        assert rows == len(vocabulary.table(again.text_encoder)) == len(again.tokenizer) == again.text_encoder.config.vocab_size
+    assert not [k for k in differing(states(again), before) if "length" in k or "table" in k or "num_embeddings" in k]
+
+
+def test_adopting_does_not_shrink_a_table_with_spare_rows(sd, concept, tmp_path):
+    rows = len(sd.tokenizer) + 2
+    sd.text_encoder.resize_token_embeddings(rows)
+    made = concept(sd, vectors=2)
+    sd.load_directional_inversion(made)
+    again = reopened(sd, tmp_path)
+    again.load_directional_inversion(made)
+    again.unload_directional_inversion()
+    assert len(vocabulary.table(again.text_encoder)) == rows == again.text_encoder.config.vocab_size
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "another scale", "stock"])
+def test_adoption_at_another_precision_and_scale(sd, concept, tmp_path, how):
+    made = concept(sd)
+    if how == "stock":
+        sd.load_textual_inversion({"<dog>": made.embeddings["text_encoder"][0]})
+    else:
+        sd.load_directional_inversion(made, token_scale="mean" if how == "another scale" else None)
+        if how == "bfloat16":
+            sd.to(torch.bfloat16)
+    again = reopened(sd, tmp_path, torch_dtype=torch.float32)
+    again.load_directional_inversion(made)
+    row = vocabulary.table(again.text_encoder)[again.tokenizer.convert_tokens_to_ids("<dog>")]
+    assert torch.equal(row, made.embeddings["text_encoder"][0])
+
+
+def test_undoing_an_adoption_takes_nothing_out(sdxl, concept, tmp_path, monkeypatch):
+    made = concept(sdxl)
+    sdxl.load_directional_inversion(made)
+    again = reopened(sdxl, tmp_path)
+    before, pool, calls = states(again), vocabulary._pool, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return pool(*args)
+
+    monkeypatch.setattr(vocabulary, "_pool", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again.load_directional_inversion(made, token_scale=2.0)
+    assert not differing(states(again), before)
+
+
+def test_tokens_without_rows(sd, concept):
+    """A tokenizer with more tokens than the table has rows, before loading and after."""
+    sd.tokenizer.add_tokens(["<x>", "<y>"])
+    before = states(sd)
+    sd.load_directional_inversion(concept(sd))
+    sd.unload_directional_inversion()
+    assert not differing(states(sd), before)
+    sd.load_directional_inversion(concept(sd))
+    sd.tokenizer.add_tokens(["<z>"])
+    sd.unload_directional_inversion()
+    sd.tokenizer("a <z>")
+    assert len(vocabulary.table(sd.text_encoder)) == sd.text_encoder.config.vocab_size == before["text_encoder num_embeddings"]
+
+
+def test_another_tokenizer_in_between(sd, concept):
+    before, fresh = states(sd), copy.deepcopy(sd.tokenizer)
+    sd.load_directional_inversion(concept(sd))
+    sd.tokenizer = fresh
+    assert vocabulary.original_rows(fresh, sd.text_encoder).sum() == len(fresh)
+    sd.unload_directional_inversion()
+    assert not differing(states(sd), before)
+
+
+def test_one_tokenizer_for_two_encoders_is_refused(sdxl, concept):
+    sdxl.tokenizer_2 = sdxl.tokenizer
+    with pytest.raises(ValueError, match=r"share one tokenizer.*deepcopy"):
+        sdxl.load_directional_inversion(concept(sdxl))
+
+
+def test_decoding_works_after_unloading(sd, concept, tmp_path):
+    """transformers 4 wraps the fast CLIP tokenizer's decoder when it is made."""
+    from transformers import AutoTokenizer
+
+    sd.tokenizer.save_pretrained(tmp_path)
+    sd.tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = sd.tokenizer("a dog on the beach").input_ids
+    text = sd.tokenizer.decode(ids)
+    sd.load_directional_inversion(concept(sd))
+    sd.unload_directional_inversion()
+    assert sd.tokenizer.decode(ids) == text
+
+
+def test_another_width_is_refused(sdxl, sd, concept):
+    other = concept(sdxl, base_model="user/other")
+    swapped = DirectionalInversion.from_embeddings(
+        "<dog>", {"text_encoder": other.embeddings["text_encoder_2"]}, other.metadata
+    )
+    before = states(sd)
+    with pytest.raises(
+        ValueError, match=r"text_encoder, 24 wide, and StableDiffusionPipeline has only text_encoder \(16 wide\).*user/other"
+    ):
+        sd.load_directional_inversion(swapped)
+    assert not differing(states(sd), before)

@@ -1,0 +1,160 @@
+"""Going on from a checkpoint is as if the run had never stopped."""
+
+import json
+
+import pytest
+import torch
+
+from diffusers_dti import DirectionalInversion, DTITrainer
+from diffusers_dti.training import checkpoint
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+@pytest.mark.parametrize("method", ["dti", "ti", "crossinit", "dco", "oft", "adamw", "magnitude"])
+def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
+    more = {"adamw": {"optimizer": "adamw"}, "magnitude": {"train_magnitude": True}}.get(method, {"method": method})
+    settings = SETTINGS | {"beta": 0.9} | more
+
+    def clear():
+        if method in ("dco", "oft"):
+            sdxl.unload_lora_weights()
+        sdxl.unload_directional_inversion()
+
+    trainer = DTITrainer(sdxl, **settings, max_train_steps=8)
+    whole = trainer.fit(photos)
+    adapted = {k: p.clone() for k, p in trainer.adapter.parameters.items()} if trainer.adapter else {}
+    clear()
+    first = DTITrainer(sdxl, **settings, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    clear()
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    early = sdxl.load_directional_inversion(tmp_path / "checkpoint-2", token="<early>")  # a snapshot that may be chosen
+    assert not torch.equal(early.embeddings["text_encoder"], first.embeddings["text_encoder"])
+    sdxl.unload_directional_inversion()
+    read = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-4")  # a concept by itself
+    torch.testing.assert_close(read.embeddings["text_encoder"], first.embeddings["text_encoder"])
+    torch.manual_seed(99)  # no global state plays a part
+    beside = {"validation_prompt": "a {}", "validation_steps": 4}  # changes no sample
+    resumed = DTITrainer(sdxl, **settings, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="latest", **beside)
+    again = resumed.fit(photos)
+    assert resumed.history[-1]["step"] == 8
+    for component, rows in whole.embeddings.items():
+        assert torch.equal(again.embeddings[component], rows)
+    for name, parameter in adapted.items():
+        assert torch.equal(resumed.adapter.parameters[name], parameter)
+    if adapted:
+        assert (tmp_path / "checkpoint-4" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_only_the_newest_checkpoints_are_kept(sdxl, photos, tmp_path):
+    settings = SETTINGS | {"max_train_steps": 12, "checkpointing_steps": 2, "output_dir": tmp_path}
+    (tmp_path / "checkpoint-best").mkdir()  # somebody's own
+    DTITrainer(sdxl, **settings, checkpoints_total_limit=2).fit(photos)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-best"]
+    assert checkpoint.find(tmp_path, "latest") == tmp_path / "checkpoint-12"
+    sdxl.unload_directional_inversion()  # a run from the start in the same folder does not lose its own to the older one's
+    DTITrainer(sdxl, **settings | {"max_train_steps": 4}, checkpoints_total_limit=1).fit(photos)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-[0-9]*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+
+
+def test_an_interrupted_run_keeps_what_it_learned(sdxl, photos, tmp_path, monkeypatch):
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path)
+    loss, calls = trainer.family.loss, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(trainer.family, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(photos)
+    monkeypatch.undo()
+    assert sdxl.directional_inversions == {} and "<dog>" not in sdxl.tokenizer.get_vocab()
+    saved = DirectionalInversion.from_pretrained(tmp_path / "checkpoint-3")
+    torch.testing.assert_close(saved.embeddings["text_encoder_2"], trainer.inversion.embeddings["text_encoder_2"])
+    whole = DTITrainer(sdxl, **SETTINGS, max_train_steps=8).fit(photos)
+    sdxl.unload_directional_inversion()
+    resumed = DTITrainer(sdxl, **SETTINGS, max_train_steps=8, output_dir=tmp_path, resume_from_checkpoint="checkpoint-3").fit(
+        photos
+    )
+    assert torch.equal(resumed.directions["text_encoder"], whole.directions["text_encoder"])
+
+
+def test_another_runs_checkpoint_is_refused(sdxl, photos, tmp_path):
+    DTITrainer(sdxl, **SETTINGS, max_train_steps=2, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    sdxl.unload_directional_inversion()
+    other = DTITrainer(sdxl, **SETTINGS | {"seed": 1}, output_dir=tmp_path, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="other settings: .*<dog> seed"):
+        other.fit(photos)
+    assert sdxl.directional_inversions == {}
+    for others, captions in ((photos[:2], None), (photos, ["my {}", None, None])):
+        resuming = DTITrainer(sdxl, **SETTINGS, output_dir=tmp_path, resume_from_checkpoint="latest")
+        with pytest.raises(ValueError, match="other settings: <dog> photos"):
+            resuming.fit(others, captions)
+    with pytest.raises(OSError, match="not a checkpoint"):
+        checkpoint.find(tmp_path, "checkpoint-99")
+    assert checkpoint.find(tmp_path / "empty", "latest") is None
+
+
+def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_the_log_is_of_one_run(sdxl, photos, tmp_path):
+    common = SETTINGS | {"output_dir": tmp_path, "train_batch_size": 1, "checkpointing_steps": 10}
+    for more, expected in (
+        ({"max_train_steps": 21}, [10, 20, 21]),
+        ({"max_train_steps": 30, "resume_from_checkpoint": "checkpoint-10"}, [10, 20, 30]),
+        ({"max_train_steps": 5}, [5]),
+    ):
+        trainer = DTITrainer(sdxl, **common | more)
+        trainer.fit(photos)
+        sdxl.unload_directional_inversion()
+        log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+        assert log == trainer.history and [x["step"] for x in log] == expected
+
+
+def test_several_tokens_resume_in_their_order_and_from_their_start(sdxl, photos, concept, tmp_path):
+    settings = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 2}
+    both = {"<a>": photos[:2], "<b>": photos[2:]}
+    DTITrainer(sdxl, **settings, initializer_token="dog").fit(both)
+    sdxl.unload_directional_inversion()
+    for order, initializer, differing in (
+        (["<b>", "<a>"], "dog", "tokens"),
+        (["<a>", "<b>"], concept(sdxl, "dog"), "<a> start, <b> start"),
+    ):
+        resuming = DTITrainer(sdxl, **settings, initializer_token=initializer, resume_from_checkpoint="latest")
+        with pytest.raises(ValueError, match=f"other settings: .*{differing}"):
+            resuming.fit({word: both[word] for word in order})
+
+
+def test_names_that_differ_in_punctuation_alone(sdxl, photos, tmp_path):
+    settings = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 1, "output_dir": tmp_path}
+    learned = DTITrainer(sdxl, **settings, initializer_token="dog").fit({"<my-dog>": photos[:1], "<mydog>": photos[1:]})
+    for name, word in (("mydog", "<my-dog>"), ("mydog-1", "<mydog>")):
+        read = DirectionalInversion.from_pretrained(tmp_path / name)
+        assert read.placeholder_token == word
+        torch.testing.assert_close(read.directions["text_encoder"], learned[word].directions["text_encoder"])
+
+
+def test_a_torn_log_stops_nobody(sdxl, photos, tmp_path):
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 10, "max_train_steps": 10}
+    DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    log = tmp_path / "train_log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 20, "lo')
+    with pytest.raises(ValueError, match="nonsense"):
+        DTITrainer(sdxl, **settings, report_to="nonsense").fit(photos)
+    assert log.read_text().startswith(whole)
+    resumed = DTITrainer(sdxl, **settings | {"max_train_steps": 12}, resume_from_checkpoint="latest")
+    resumed.fit(photos)
+    assert [json.loads(x)["step"] for x in log.read_text().splitlines()] == [10, 12]

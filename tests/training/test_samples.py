@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dti.data.images import Photo
+from diffusers_dti.training import samples as samples_module
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, make_crops
+
+
+def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None, **more):
+    masks, captions = masks or [None] * photos, captions or [None] * photos
+    crops = [Crop(n, torch.zeros(3, 8, 8), masks[n], (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
+    posteriors = [(torch.full((1, 2, 4, 4), float(i)), torch.full((1, 2, 4, 4), 0.5)) for i in range(len(crops))]
+    return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed, **more)
+
+
+def test_a_sample_depends_on_its_number_alone():
+    one, other = samples(), samples()
+    whole = one.batch(0, 12, torch.device("cpu"))
+    for first, size in ((0, 1), (5, 4), (11, 1)):  # whatever came before, in batches of any size
+        part = other.batch(first, size, torch.device("cpu"))
+        for name in ("latents", "noise", "timesteps"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + size])
+        assert part.prompts == whole.prompts[first : first + size]
+    assert not torch.equal(whole.noise, samples(seed=1).batch(0, 12, torch.device("cpu")).noise)
+
+
+def test_numbers_of_zero_tokens_follow_the_authors(monkeypatch):
+    """floor(clip(Exp(scale 2), 0, 15)), against its probabilities; none unless asked for, and the rest stays as it is."""
+    drawn = torch.tensor(samples(zero_pad=True).batch(0, 3000, torch.device("cpu")).zero_pads)
+    for count in range(4):
+        probability = np.exp(-count / 2) - np.exp(-(count + 1) / 2)
+        assert (drawn == count).float().mean().item() == pytest.approx(probability, abs=0.03)
+    assert drawn.max() <= 15 and drawn.float().mean().item() == pytest.approx(1 / (np.exp(0.5) - 1), abs=0.1)
+    assert samples_module.MAX_ZEROS == 15
+    monkeypatch.setattr(samples_module, "MAX_ZEROS", 2)
+    assert max(samples(zero_pad=True).batch(0, 400, torch.device("cpu")).zero_pads) == 2
+    plain, padded = (samples(zero_pad=z).batch(0, 5, torch.device("cpu")) for z in (False, True))
+    assert plain.zero_pads == [0] * 5 and torch.equal(plain.noise, padded.noise) and plain.prompts == padded.prompts
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    samples().batch(0, 4, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_round_shows_every_photo_once():
+    made = samples(photos=5)
+    for round_ in range(4):
+        batch = made.batch(round_ * 5, 5, torch.device("cpu"))  # batches do not end with the photos (T14)
+        assert sorted(w for _, w in batch.original_sizes) == [8, 9, 10, 11, 12]
+
+
+def test_draws_have_the_right_distribution():
+    made = samples(photos=1)
+    batch = made.batch(0, 4000, torch.device("cpu"))
+    assert batch.latents.mean().abs() < 0.01 and (batch.latents.std() - 0.5).abs() < 0.01  # mean 0, std .5
+    assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
+    assert abs(torch.corrcoef(torch.stack([batch.latents.flatten(), batch.noise.flatten()]))[0, 1]) < 0.01
+    t = batch.timesteps.double()
+    assert abs(t.mean() - 499.5) < 20 and t.min() < 5 and t.max() > 994
+    assert 0.45 < batch.prompts.count("a <dog>") / 4000 < 0.55
+
+
+def test_captions_go_with_their_photos():
+    captions = ["a {} on grass", "my {}, asleep", None]  # the last has no caption of its own
+    batch = samples(captions=captions).batch(0, 9, torch.device("cpu"))
+    expected = {8: {"a <dog> on grass"}, 9: {"my <dog>, asleep"}, 10: {"a <dog>", "the <dog>"}}
+    assert all(text in expected[w] for (_, w), text in zip(batch.original_sizes, batch.prompts))
+
+
+def test_masks_become_weights_of_mean_one():
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, :2] = 1
+    assert samples().batch(0, 3, torch.device("cpu")).weights is None
+    batch = samples(masks=[mask, None, None]).batch(0, 3, torch.device("cpu"))
+    for (_, width), weights in zip(batch.original_sizes, batch.weights):
+        expected = torch.tensor([4.0, 0, 0, 0] if width == 8 else [1.0, 1, 1, 1]).expand(1, 4, 4)
+        assert torch.equal(weights, expected)
+
+
+def test_every_crop_of_a_photo_is_used():
+    made = samples(photos=2, crops_of=lambda n: 4 if n else 1)
+    batch = made.batch(0, 200, torch.device("cpu"))
+    assert {c for (_, w), c in zip(batch.original_sizes, batch.crop_corners) if w == 9} == {(0, i) for i in range(4)}
+
+
+def test_square_photos_have_one_crop_others_several():
+    square, wide = Image.new("RGB", (40, 40), "red"), Image.effect_noise((60, 30), 90).convert("RGB")
+    crops = make_crops([Photo(square), Photo(wide)], 16, 8, seed=0)
+    assert [c.photo for c in crops] == [0] + [1] * 8
+    assert crops[0].original_size == (40, 40) and crops[0].corner == (0, 0)
+    assert torch.allclose(crops[0].pixels, torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 16, 16))
+    resized = torch.tensor(np.array(wide.resize((32, 16), Image.Resampling.BICUBIC))) / 127.5 - 1
+    for crop in crops[1:]:
+        top, left = crop.corner
+        assert crop.original_size == (30, 60) and top == 0 and 0 <= left <= 16
+        assert torch.allclose(crop.pixels, resized[:, left : left + 16].permute(2, 0, 1), atol=1e-6)
+    assert len({c.corner for c in crops[1:]}) > 3
+
+
+def test_mirrored_crops():
+    photo = Photo(Image.effect_noise((16, 16), 90).convert("RGB"))
+    straight, mirrored = make_crops([photo], 16, 8, seed=0, random_flip=True)
+    assert torch.equal(mirrored.pixels, straight.pixels.flip(-1))
+
+
+def test_crops_keep_to_the_mask():
+    mask = Image.new("L", (64, 16))
+    mask.paste(255, (0, 0, 20, 16))
+    photo = Photo(Image.new("RGB", (64, 16)), None, mask)
+    crops = make_crops([photo], 16, 16, seed=0)
+    assert 0 < len(crops) < 16 and all(c.mask.any() and c.corner[1] < 20 for c in crops)
+    with pytest.raises(ValueError, match="mask of photo 1 leaves nothing"):
+        make_crops([Photo(photo.image, None, Image.new("L", (64, 16)))], 16, 16, seed=0)
+
+
+def test_templates_have_one_place_each():
+    for templates in (OBJECT_TEMPLATES, STYLE_TEMPLATES):
+        assert len(set(templates)) == len(templates) and all(t.count("{}") == 1 for t in templates)

@@ -1,0 +1,447 @@
+"""`DTITrainer` on tiny pipelines: what it computes, and what it leaves behind."""
+
+import json
+import math
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import differing, everything, same, states, written_method
+from PIL import Image
+from tiny_pipelines import build_sdxl, generate
+
+import diffusers_dti.training.trainer
+from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
+from diffusers_dti.data.images import Photo
+from diffusers_dti.pipeline import vocabulary
+from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.training.samples import Samples
+
+SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
+
+
+def initial_of(trainer):
+    return trainer._initial("<dog>")
+
+
+def test_fit_learns_loads_and_leaves_the_rest_as_it_was(sdxl, photos):
+    sdxl.encode_prompt("a dog")  # transformers' own hooks come with the first call
+    sdxl.unet.train()
+    sdxl.vae.requires_grad_(False)
+    before = everything(sdxl)
+    vocabulary_before = states(sdxl)
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
+    assert same(everything(sdxl), before)
+    for component, (tokenizer, encoder) in text_pairs(sdxl).items():
+        row = vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids("<dog>")]
+        assert torch.equal(row, learned.embeddings[component][0])
+        mean = vocabulary.norm_statistic(tokenizer, encoder, "mean")
+        assert learned.scales[component].item() == pytest.approx(mean, rel=1e-6)
+    assert sdxl.directional_inversions == {"<dog>": learned}
+    sdxl.unload_directional_inversion()
+    assert not differing(states(sdxl), vocabulary_before)
+
+
+def test_training_is_the_written_method(sdxl, photos):
+    """The whole trainer against the formulas: gradients from plain rows in the table, steps in float64."""
+    steps = 5
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3).fit(photos)
+    sdxl.unload_directional_inversion()
+
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
+    c, family = trainer.config, trainer.family
+    initial = initial_of(trainer)
+    crops = diffusers_dti.training.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
+    encoded = family.encode_images(sdxl, [x.pixels for x in crops])
+    samples = Samples(crops, encoded, diffusers_dti.training.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
+    sdxl.load_directional_inversion(initial, pooling="legacy")
+    pairs = text_pairs(sdxl)
+    widths = [initial.directions[n].shape[1] for n in pairs]
+
+    def loss(v, t):  # v: both encoders' directions end to end, in one row each
+        parts = dict(zip(pairs, v.split(1)))
+        with ExitStack() as stack:
+            for (name, (tokenizer, encoder)), width in zip(pairs.items(), widths):
+                embedding, id = encoder.get_input_embeddings(), tokenizer.convert_tokens_to_ids("<dog>")
+                row = (parts[name][0, :width] * initial.scales[name]).float()
+                table = torch.cat([embedding.weight[:id].detach(), row[None], embedding.weight[id + 1 :].detach()])
+                stack.enter_context(swapped(embedding, table))
+            batch = samples.batch(t * 2, 2, torch.device("cpu"))
+            scheduler = family.training_scheduler(sdxl)
+            return family.loss(sdxl, scheduler, batch, family.encode_prompts(sdxl, batch.prompts, batch.zero_pads))
+
+    start = torch.zeros(2, max(widths))
+    for i, (name, width) in enumerate(zip(pairs, widths)):
+        start[i, :width] = initial.directions[name][0]
+    expected = written_method(start, loss, start, 0.02, 1e-3, 0.0, steps)
+    for i, (name, width) in enumerate(zip(pairs, widths)):
+        assert (learned.directions[name][0] - expected[i, :width]).abs().max() < 1e-5
+
+
+class swapped:
+    """An embedding looking up in another table, all of it in the graph: what the trainer must not need."""
+
+    def __init__(self, embedding, table):
+        self.embedding, self.table = embedding, table
+
+    def __enter__(self):
+        self.handle = self.embedding.register_forward_hook(lambda m, args, out: self.table[args[0]])
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+
+def test_accumulated_batches_are_one_large_batch(sdxl, photos):
+    """T14: no step is lost, and the gradients are averaged before the prior is added."""
+    common = {**SETTINGS, "max_train_steps": 4, "kappa": 1e-3, "learning_rate": 0.01, "scale_lr": False}
+    large = DTITrainer(sdxl, **common | {"train_batch_size": 4}).fit(photos)
+    sdxl.unload_directional_inversion()
+    trainer = DTITrainer(sdxl, **common | {"train_batch_size": 2, "gradient_accumulation_steps": 2})
+    small = trainer.fit(photos)
+    assert trainer.history[-1]["step"] == 4
+    for component, v in large.directions.items():
+        torch.testing.assert_close(small.directions[component], v, rtol=0, atol=1e-5)
+
+
+def test_a_batch_larger_than_the_photos(sdxl, photos):
+    learned = DTITrainer(sdxl, **SETTINGS | {"train_batch_size": 7}, max_train_steps=2).fit(photos[:2])
+    assert learned.directions["text_encoder"].isfinite().all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_schedulers_prediction_type_is_the_target(tmp_path, photos, prediction_type):
+    from diffusers import DDPMScheduler
+
+    pipe = build_sdxl(tmp_path, prediction_type)
+    seen = []
+    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append((args[0], args[1], out.sample)), with_kwargs=True)
+    trainer = DTITrainer(pipe, **SETTINGS, max_train_steps=1, scale_lr=False)
+    batches = []
+    original = Samples.batch
+    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    try:
+        trainer.fit(photos)
+    finally:
+        Samples.batch = original
+    (noisy, t, prediction), batch = seen[0], batches[0]
+    alpha = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod[t].double()[:, None, None, None]
+    a, s, x, e = alpha.sqrt(), (1 - alpha).sqrt(), batch.latents.double(), batch.noise.double()
+    torch.testing.assert_close(noisy.double(), a * x + s * e, rtol=0, atol=1e-5)
+    target = {"epsilon": e, "v_prediction": a * e - s * x, "sample": x}[prediction_type]
+    assert trainer.history[0]["loss"] == pytest.approx((prediction.double() - target).square().mean().item(), rel=1e-4)
+
+
+def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
+    trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
+    learned = trainer.fit(photos)
+    dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
+    assert initial_of(trainer).scales["text_encoder"].item() == pytest.approx(dog.norm().item())
+    assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
+    assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
+
+
+@pytest.mark.parametrize("how", ["bfloat16 pipeline", "float16 pipeline", "autocast"])
+def test_half_precision_keeps_the_rows_in_float32(sdxl, photos, how):
+    precision = {"mixed_precision": "bf16"} if how == "autocast" else {}
+    dtype = {"bfloat16 pipeline": torch.bfloat16, "float16 pipeline": torch.float16}.get(how, torch.float32)
+    sdxl.to(dtype)
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=30, learning_rate=1e-4, **precision).fit(photos)
+    for component, v in learned.directions.items():
+        assert v.dtype == torch.float32 and (v.norm(dim=-1) - 1).abs().max() < 1e-6
+        # steps of 2e-4 vanish in bfloat16; 30 of them must not
+        trainer = DTITrainer(sdxl, **SETTINGS)
+        start = initial_of(trainer).directions[component]
+        assert 2e-4 < (v - start).norm() < 30 * 2e-4
+    assert {p.dtype for p in sdxl.vae.parameters()} == {dtype}
+    assert generate(sdxl, "a <dog>").isfinite().all()
+
+
+def test_the_prior_never_sees_the_loss_scale(sdxl, photos):
+    """In float16 the losses are scaled by thousands; against gradients so scaled the prior would not count at all."""
+    settings = SETTINGS | {"max_train_steps": 6, "kappa": 0.05}
+    exact = DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    free = DTITrainer(sdxl, **settings | {"kappa": 0.0}).fit(photos)
+    sdxl.unload_directional_inversion()
+    half = DTITrainer(sdxl.to(torch.float16), **settings).fit(photos)
+    for component, v in exact.directions.items():
+        gap = (free.directions[component] - v).norm()
+        assert (half.directions[component] - v).norm() < 0.2 * gap
+
+
+def test_overflow_costs_no_step(sdxl, photos, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, init_scale, enabled: scaler(device, 2.0**40, enabled=enabled))
+    sdxl.to(torch.float16)
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=4)
+    learned = trainer.fit(photos)
+    assert trainer.history[-1]["step"] == 4 and "skipped" not in trainer.history[-1]
+    monkeypatch.undo()
+    sdxl.unload_directional_inversion()
+    again = DTITrainer(sdxl, **SETTINGS, max_train_steps=4).fit(photos)
+    for component, v in again.directions.items():
+        assert (learned.directions[component] - v).norm() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("EDMEulerScheduler", "EDMEulerScheduler with prediction_type 'epsilon'"),
+        ("FlowMatchEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler with prediction_type None"),
+    ],
+)
+def test_schedulers_without_a_known_forward_process(sdxl, scheduler, message):
+    import diffusers
+
+    sdxl.scheduler = getattr(diffusers, scheduler)()
+    with pytest.raises(ValueError, match=message):
+        DTITrainer(sdxl, **SETTINGS)
+    flow = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    sdxl.scheduler = flow
+    with pytest.raises(ValueError, match="'flow_prediction'"):
+        DTITrainer(sdxl, **SETTINGS)
+
+
+def test_several_vectors(sdxl, photos):
+    words = DTITrainer(sdxl, **SETTINGS | {"initializer_token": "red toy dog"}, max_train_steps=2).fit(photos)
+    assert words.num_vectors == 3
+    sdxl.unload_directional_inversion()
+    same_word = DTITrainer(sdxl, **SETTINGS, num_vectors=2, max_train_steps=2).fit(photos)
+    assert same_word.num_vectors == 2
+    a, b = same_word.directions["text_encoder"]
+    assert not torch.equal(a, b)  # one start, but each its own place in the prompt
+
+
+def test_the_log_the_bar_and_the_files(sdxl, tmp_path, photos, capsys):
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=12, output_dir=tmp_path)
+    learned = trainer.fit(photos)
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert log == trainer.history and [x["step"] for x in log] == [10, 12]
+    assert set(log[0]) == {"step", "loss", "angle", "norm"}
+    assert 0 < log[0]["angle"] < 10 * math.degrees(math.atan(0.02)) + 1e-3
+    bar = capsys.readouterr().err
+    assert "<dog>" in bar and "loss=" in bar and "angle=" in bar
+    read = DirectionalInversion.from_pretrained(tmp_path)
+    assert torch.equal(read.scales["text_encoder"], learned.scales["text_encoder"])
+    assert read.metadata["initializer"] == "dog" and read.metadata["training"]["max_train_steps"] == 12
+
+
+def test_nothing_of_this_machine_is_in_the_file(sdxl, photos, tmp_path):
+    sdxl.save_pretrained(tmp_path / "secret" / "base")
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "secret" / "base")
+    learned = DTITrainer(pipe, **SETTINGS, max_train_steps=1, output_dir=tmp_path / "out").fit(photos)
+    assert learned.metadata["base_model"] == "base"
+    assert b"secret" not in (tmp_path / "out" / "learned_embeds.safetensors").read_bytes()
+
+
+def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
+    from diffusers_dti.training.trainer import logger
+
+    logger.addHandler(caplog.handler)
+    try:
+        learned = DTITrainer(sdxl, resolution=16, max_train_steps=1).fit(photos)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "No placeholder_token or initializer_token given" in caplog.text
+    assert learned.placeholder_token == "<concept>" and learned.metadata["initializer"] == "object"
+    style = DTITrainer(sdxl, learnable_property="style", placeholder_token="<s>", resolution=16, max_train_steps=1)
+    assert style.fit(photos).metadata["initializer"] == "style"
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "captions", "error", "message"),
+    [
+        ({}, [], None, ValueError, "No pictures"),
+        ({}, ["nowhere.png"], None, OSError, "nowhere.png"),
+        ({}, None, ["a {}"], ValueError, "each of the 3 photos"),
+        ({}, None, ["a", "b", "c"], ValueError, "caption of photo 1, 'a', needs"),
+        ({"placeholder_token": "dog</w>"}, None, None, ValueError, "in the vocabulary"),
+        ({"initializer_token": " "}, None, None, ValueError, "is no text"),
+        ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
+        ({"initializer_token": "red toy dog", "num_vectors": 2}, None, None, ValueError, "num_vectors must be 3 or more"),
+        ({}, None, ["a dog " * 20 + "{}", None, None], ValueError, "comes after 24 tokens"),
+        ({"templates": ["a dog " * 20 + "{}"]}, None, None, ValueError, "shorten it"),
+    ],
+)
+def test_errors_come_before_anything_changes(sdxl, photos, change, images, captions, error, message):
+    before, vocabulary_before = everything(sdxl), states(sdxl)
+    with pytest.raises(error, match=message):
+        DTITrainer(sdxl, **SETTINGS | change).fit(photos if images is None else images, captions)
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+
+
+def test_a_failing_step_leaves_the_pipeline_as_it_was(sdxl, photos, monkeypatch):
+    sdxl.encode_prompt("a dog")
+    before, vocabulary_before = everything(sdxl), states(sdxl)
+    trainer = DTITrainer(sdxl, **SETTINGS)
+
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.family, "loss", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.fit(photos)
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+
+
+def test_unknown_settings_and_pipelines_are_refused(sdxl):
+    with pytest.raises(ValueError, match="multiple of 2, got 15: 14 would do"):
+        DTITrainer(sdxl, resolution=15)
+    with pytest.raises(TypeError, match="learning_rat"):
+        DTITrainer(sdxl, learning_rat=1)
+    with pytest.raises(ValueError, match="no one concept to push"):
+        DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
+
+
+def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
+    """Each learns what it learns alone, from its own photos, and their losses are kept apart."""
+    own = {"<dog>": photos[:2], "<cat>": photos[2:]}
+    common = SETTINGS | {
+        "placeholder_token": None,
+        "initializer_token": {"<dog>": "dog", "<cat>": "cat"},
+        "max_train_steps": 12,
+    }
+    trainer = DTITrainer(sdxl, **common, output_dir=tmp_path, checkpointing_steps=5)
+    learned = trainer.fit(own)
+    assert list(learned) == ["<dog>", "<cat>"] == list(sdxl.directional_inversions)
+    last = trainer.history[-1]
+    assert last["loss"] == pytest.approx((last["loss/<dog>"] + last["loss/<cat>"]) / 2)
+    for folder in (tmp_path, tmp_path / "checkpoint-10"):
+        assert {p.name for p in folder.iterdir() if p.is_dir()} >= {"dog", "cat"}
+    sdxl.unload_directional_inversion()
+    resumed = DTITrainer(sdxl, **common, output_dir=tmp_path, resume_from_checkpoint="checkpoint-5").fit(own)
+    sdxl.unload_directional_inversion()
+    for word, initializer in common["initializer_token"].items():
+        settings = SETTINGS | {"placeholder_token": word, "initializer_token": initializer, "max_train_steps": 12}
+        alone = DTITrainer(sdxl, **settings).fit(own[word])
+        sdxl.unload_directional_inversion()
+        for component, v in alone.directions.items():
+            torch.testing.assert_close(learned[word].directions[component], v, rtol=0, atol=1e-5)
+            assert torch.equal(resumed[word].directions[component], learned[word].directions[component])
+    with pytest.raises(ValueError, match="With several tokens"):
+        DTITrainer(sdxl, **common).fit(own, captions=["a {}"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"initializer_token": {"<Dog>": "dog"}}, ["<dog>"]),
+        ({"placeholder_token": "<dog>", "initializer_token": "dog"}, ["train"]),
+        ({}, []),
+    ],
+)
+def test_mappings_that_do_not_fit_the_settings(sdxl, photos, settings, words):
+    with pytest.raises(ValueError, match="A mapping is from placeholders to photos"):
+        DTITrainer(sdxl, resolution=16, **settings).fit(dict.fromkeys(words, photos))
+
+
+def test_a_tracker_that_fails_costs_no_result(sdxl, photos, monkeypatch):
+    import accelerate
+
+    def fail(self):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(accelerate.Accelerator, "trackers", [SimpleNamespace(finish=lambda: fail(None))], raising=False)
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=2, report_to="tensorboard")
+    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda *a: None)
+    monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda *a, **k: None)
+    monkeypatch.setattr(accelerate.Accelerator, "log", lambda *a, **k: None)
+    assert trainer.fit(photos) is trainer.inversion is sdxl.directional_inversions["<dog>"]
+
+
+def test_training_adopts_nothing(sdxl, photos, tmp_path):
+    """A reopened pipeline's own token is neither trained over nor taken out by a failure."""
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=1).fit(photos)
+    sdxl.save_pretrained(tmp_path)
+    again = type(sdxl).from_pretrained(tmp_path)
+    before = states(again)
+    with pytest.raises(ValueError, match="<dog> is in the vocabulary"):
+        DTITrainer(again, **SETTINGS | {"initializer_token": learned}).fit(photos)
+    assert not differing(states(again), before)
+
+
+def test_training_starts_from_a_concept(sdxl, photos, concept):
+    start = concept(sdxl, "<rex>", vectors=2)
+    learned = DTITrainer(sdxl, **SETTINGS | {"initializer_token": start}, max_train_steps=1).fit(photos)
+    for component, v in start.directions.items():
+        assert learned.directions[component].shape == v.shape
+        assert (learned.directions[component] - v).norm(dim=-1).max() < 0.021
+    assert learned.metadata["initializer"] == "<rex>"
+
+
+def test_callbacks_checkpointing_and_trackers(sdxl, photos, tmp_path, monkeypatch):
+    import accelerate
+
+    plain = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
+    sdxl.unload_directional_inversion()
+    seen, tracked = [], []
+
+    class Tracking:
+        def __init__(self, log_with, project_dir):
+            tracked.append(log_with)
+
+        def init_trackers(self, name, config):
+            tracked.append((name, config["initializer_token"]))
+
+        def log(self, values, step):
+            tracked.append((sorted(values), step))
+
+        @property
+        def trackers(self):
+            return [SimpleNamespace(finish=lambda: tracked.append("end"))]
+
+    monkeypatch.setattr(accelerate, "Accelerator", Tracking)
+    settings = SETTINGS | {"max_train_steps": 3, "gradient_checkpointing": True, "report_to": "tensorboard"}
+    trainer = DTITrainer(sdxl, **settings)
+    learned = trainer.fit(
+        photos, callback_on_step_end=lambda t, step: seen.append((t, step, t.pipe.unet.is_gradient_checkpointing))
+    )
+    assert seen == [(trainer, i, True) for i in (1, 2, 3)] and not sdxl.unet.is_gradient_checkpointing
+    assert tracked == ["tensorboard", ("diffusers-dti", "dog"), (["angle", "loss", "norm"], 3), "end"]
+    for component, v in plain.directions.items():
+        torch.testing.assert_close(learned.directions[component], v, rtol=0, atol=1e-6)
+
+
+def test_tensorboard(sdxl, photos, tmp_path):
+    """The real tracker: its own reader finds the figures of the log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=12, output_dir=tmp_path, report_to="tensorboard")
+    trainer.fit(photos)
+    (events,) = (
+        p for p in tmp_path.rglob("events.out.tfevents.*") if p.stat().st_size > 0 and p.parent.name == "diffusers-dti"
+    )
+    read = EventAccumulator(str(events)).Reload()
+    for name in ("loss", "angle", "norm"):
+        logged = [(e.step, pytest.approx(e.value)) for e in read.Scalars(name)]
+        assert [(x["step"], x[name]) for x in trainer.history] == logged
+
+
+def test_the_loss_counts_inside_the_mask_alone(sdxl):
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=1)
+    seen = []
+    sdxl.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append(out.sample), with_kwargs=True)
+    batches = []
+    original = Samples.batch
+    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    try:
+        trainer.fit([Image.new("RGB", (16, 16), "red")], masks=[mask])
+    finally:
+        Samples.batch = original
+    error = (seen[0].double() - batches[0].noise.double()).square()
+    inside = error[..., :4].mean()  # the latents are 8 wide
+    assert trainer.history[0]["loss"] == pytest.approx(inside.item(), rel=1e-4)
+    assert inside.item() != pytest.approx(error.mean().item(), rel=1e-3)
+
+
+def test_photos_are_encoded_once(sdxl, photos):
+    """T13: the VAE sees each crop once, not each step."""
+    calls = []
+    sdxl.vae.encoder.register_forward_hook(lambda *a: calls.append(1))
+    DTITrainer(sdxl, **SETTINGS, max_train_steps=12, crops_per_image=4).fit([*photos, Image.new("RGB", (16, 16))])
+    assert len(calls) == 3 + 4  # three square photos, four crops of the other
