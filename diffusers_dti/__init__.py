@@ -18,13 +18,8 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DiffusionPipeline, ModularPipeline
 
 from .concept.inversion import DirectionalInversion
-from .pipeline.loading import (
-    DirectionalTextualInversionMixin,
-    load_directional_inversion,
-    register,
-    save_directional_inversion,
-    unload_directional_inversion,
-)
+from .pipeline.loading import load_directional_inversion, save_directional_inversion, unload_directional_inversion
+from .pipeline.mixin import DirectionalTextualInversionMixin, register
 from .sphere import slerp
 
 if TYPE_CHECKING:

@@ -2,11 +2,7 @@
 
 import torch
 from torch import Tensor
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows scaled to length 1. `x`: (..., d), no row of norm 0."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+from torch.nn.functional import normalize
 
 
 def project(v: Tensor, g: Tensor) -> Tensor:
@@ -16,12 +12,12 @@ def project(v: Tensor, g: Tensor) -> Tensor:
 
 def retract(v: Tensor, step: Tensor) -> Tensor:
     """Walk along a tangent `step` from `v` and come back to the sphere: (v + step) / ‖v + step‖."""
-    return unit(v + step)
+    return normalize(v + step, dim=-1)
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
     """Angle between rows in radians, (...). Exact near 0 and π too, where an arc cosine loses half of its digits."""
-    a, b = unit(a), unit(b)
+    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
     return 2 * torch.atan2(torch.linalg.vector_norm(a - b, dim=-1), torch.linalg.vector_norm(a + b, dim=-1))
 
 
@@ -35,7 +31,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     Raises:
         ValueError: for opposite rows, which no single arc joins.
     """
-    a, b = unit(a), unit(b)
+    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
     omega = angle(a, b)[..., None]
     if (omega > torch.pi - 1e-3).any():
         raise ValueError("slerp between opposite directions is not defined: move one of them a little first.")
@@ -44,10 +40,10 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     safe = torch.where(close, torch.ones_like(sine), sine)
     left = torch.where(close, torch.ones_like(omega) * (1 - t), ((1 - t) * omega).sin() / safe)
     right = torch.where(close, torch.ones_like(omega) * t, (t * omega).sin() / safe)
-    return unit(left * a + right * b)
+    return normalize(left * a + right * b, dim=-1)
 
 
-def mean(points: Tensor, weights: Tensor) -> Tensor:
+def frechet_mean(points: Tensor, weights: Tensor) -> Tensor:
     """The weighted Fréchet mean on the sphere, row by row: the point of the least weighted sum of squared angles.
 
     By gradient descent with step 1, which never overshoots (the Hessian of half a squared angle is at most 1), from the
@@ -65,7 +61,7 @@ def mean(points: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(
             f"{len(points)} directions need as many weights, finite, not negative, one at least positive: {weights.tolist()}."
         )
-    dtype, p = points.dtype, unit(points[weights > 0].double())
+    dtype, p = points.dtype, normalize(points[weights > 0].double(), dim=-1)
     w = weights[weights > 0].to(p)
     w = (w / w.sum()).view(-1, *[1] * (p.ndim - 1))
     start = (w * p).sum(0)
@@ -74,13 +70,13 @@ def mean(points: Tensor, weights: Tensor) -> Tensor:
             raise ValueError("The mean of opposite directions is not defined: move one of them a little first.")
     if (torch.linalg.vector_norm(start, dim=-1) < 1e-6).any():
         raise ValueError("These directions balance each other and have no mean: give them other weights.")
-    x = unit(start)
+    x = normalize(start, dim=-1)
     for _ in range(1000):
         omega, tangent = angle(x, p)[..., None], project(x, p)
         length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)  # sin ω
         step = (w * tangent * torch.where(length > 0, omega / length, 1.0)).sum(0)  # of the logarithms at x
         size = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-        x = unit(size.cos() * x + torch.special.sinc(size / torch.pi) * step)
+        x = normalize(size.cos() * x + torch.special.sinc(size / torch.pi) * step, dim=-1)
         if (size < 1e-12).all():
             break
     return x.to(dtype)

@@ -107,12 +107,13 @@ def photos():
 def concept():
     """Makes a concept that fits a pipeline: `concept(pipe, "<dog>", vectors=2, scale=0.4)`."""
     from diffusers_dti import DirectionalInversion
-    from diffusers_dti.pipeline.loading import text_pairs
+    from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
     def make(pipe, word="<dog>", vectors=1, scale=0.4, seed=0, **metadata):
         generator = torch.Generator().manual_seed(seed)
         rows = {}
-        for component, (_, encoder) in text_pairs(pipe).items():
+        for component, text_encoder in find_text_encoders(pipe).items():
+            encoder = text_encoder.model
             width = encoder.get_input_embeddings().weight.shape[1]
             rows[component] = torch.randn(vectors, width, generator=generator)
         return DirectionalInversion.from_embeddings(word, rows, metadata).rescale(scale)

@@ -6,9 +6,8 @@ import math
 
 import torch
 
-from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.pipeline.loading import text_pairs
 from diffusers_dti.pipeline.offload import module_hooks
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
 def state(tokenizer, encoder):
@@ -23,7 +22,7 @@ def state(tokenizer, encoder):
             "trie": copy.deepcopy(tokenizer.tokens_trie.data),
             "total": tokenizer.total_vocab_size,
         }
-    weight = vocabulary.table(encoder)
+    weight = encoder.get_input_embeddings().weight
     return {
         "tokens": tokens,
         "tokenizer_class": type(tokenizer),
@@ -32,7 +31,7 @@ def state(tokenizer, encoder):
         "table": weight.detach().view(torch.uint8).numpy().tobytes(),
         "modules": [(n, type(m)) for n, m in encoder.named_modules()],
         "parameters": [(n, tuple(p.shape), p.requires_grad, p.dtype) for n, p in encoder.named_parameters()],
-        "ties": len(vocabulary.embedding_modules(encoder)),
+        "ties": sum(m.weight is weight for m in encoder.modules() if isinstance(m, torch.nn.Embedding)),
         "num_embeddings": encoder.get_input_embeddings().num_embeddings,
         "config": encoder.config.to_dict(),
         "eos": [getattr(m, "eos_token_id", None) for m in encoder.modules()],
@@ -41,7 +40,7 @@ def state(tokenizer, encoder):
 
 
 def states(pipe):
-    return {f"{c} {k}": v for c, pair in text_pairs(pipe).items() for k, v in state(*pair).items()}
+    return {f"{c} {k}": v for c, e in find_text_encoders(pipe).items() for k, v in state(e.tokenizer, e.model).items()}
 
 
 def differing(a, b):
@@ -108,5 +107,5 @@ def hooks(pipe):
 
 
 def rows_in(pipe, component, word="<dog>"):
-    tokenizer, encoder = text_pairs(pipe)[component]
-    return vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids(word)].detach()
+    encoder = find_text_encoders(pipe)[component]
+    return encoder.weight[encoder.tokenizer.convert_tokens_to_ids(word)].detach()

@@ -7,7 +7,7 @@ from helpers import differing, everything, same, states
 from PIL import Image
 
 from diffusers_dti import DTITrainer
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
 
@@ -28,19 +28,19 @@ TABLE = {
         {"placeholder_token": "dog</w>"},
         "photos",
         "ValueError: dog</w> is in the vocabulary of text_encoder already, with another meaning: choose another placeholder "
-        "(`token`, in training `placeholder_token`). What stock `load_textual_inversion` put there, `unload_textual_inversion` "
-        "takes out.",
+        "(`token`, in training `placeholder_token`). If stock `load_textual_inversion` put it there, "
+        "`unload_textual_inversion` takes it out.",
     ),
     "a placeholder that is loaded": (
         {"placeholder_token": "<cat>"},
         "photos",
-        "ValueError: <cat> is loaded already: choose another placeholder (`token`, in training `placeholder_token`), or take "
-        "it out first by `unload_directional_inversion('<cat>')`.",
+        "ValueError: <cat> is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
+        "unload it first with `unload_directional_inversion('<cat>')`.",
     ),
     "an empty initializer": (
         {"initializer_token": " "},
         "photos",
-        "ValueError: The initializer ' ' is no text: give a word for what is on the photos.",
+        "ValueError: The initializer ' ' has no known tokens: give a word for what the photos show.",
     ),
     "a resolution the VAE cannot take": (
         {"resolution": 15},
@@ -50,7 +50,7 @@ TABLE = {
     "a Hub credential as placeholder": (
         {"placeholder_token": "hf_secret"},
         "photos",
-        "ValueError: A placeholder that starts with hf_ looks like a Hub credential: give that as `hf_token`.",
+        "ValueError: A placeholder that starts with hf_ looks like a Hub credential: pass that as `hf_token`.",
     ),
     "0 steps": ({"max_train_steps": 0}, "photos", "ValueError: max_train_steps must be at least 1, got 0."),
     "captions without a place": (
@@ -83,7 +83,7 @@ def test_what_is_said(case, sdxl, concept, photos, tmp_path, monkeypatch):
 
 def test_an_unsupported_pipeline():
     pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
-    with pytest.raises(ValueError, match=r"Training is supported for SDXL, .*; DDPMPipeline is none of them"):
+    with pytest.raises(ValueError, match=r"Training supports SDXL, .*; DDPMPipeline is not one of them"):
         DTITrainer(pipe)
 
 
@@ -97,7 +97,7 @@ def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
         sdxl.save_pretrained(tmp_path)
     finally:
         logger.removeHandler(caplog.handler)
-    assert "<rex>: of concepts with several vectors" in caplog.text and "<cat>" not in caplog.text
+    assert "<rex>: the vectors of concepts with several vectors" in caplog.text and "<cat>" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sana", "wan"])
@@ -107,7 +107,8 @@ def test_no_table_is_made_in_a_step(name, request):
 
     pipe = request.getfixturevalue(name)
     rows, largest, dtypes = 60_000, [], set()
-    for _, encoder in text_pairs(pipe).values():
+    for text_encoder in find_text_encoders(pipe).values():
+        encoder = text_encoder.model
         encoder.resize_token_embeddings(rows, mean_resizing=False)
 
     class Count(TorchDispatchMode):

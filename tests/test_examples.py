@@ -8,7 +8,7 @@ import pytest
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from diffusers_dti import families
+from diffusers_dti.families import find_family
 
 
 def run(module, monkeypatch, *arguments):
@@ -34,8 +34,8 @@ def test_a_checkpoint_and_photos_of_ones_own(name, request, photos, tmp_path, mo
         photo.save(tmp_path / f"{i}.png")
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda model, **kwargs: {"some/model": pipe}[model])
-    family, call = families.find(pipe), type(pipe).__call__
-    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 32})
+    family, call = type(find_family(pipe)), type(pipe).__call__
+    monkeypatch.setattr(family, "defaults", family.defaults | {"resolution": 32})
     small = {"height": 32, "width": 32, "num_inference_steps": 1} | (
         {"use_resolution_binning": False} if name == "sana" else {"num_frames": 5}
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline
 
-from diffusers_dti import families
 from diffusers_dti.concept import hub
-from diffusers_dti.families import sdxl as family
+from diffusers_dti.families import find_family
+from diffusers_dti.families.stable_diffusion import StableDiffusionXL as family
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,9 +27,9 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
         (sana, {"height": 32, "width": 32, "use_resolution_binning": False}),
         (wan, {"height": 16, "width": 16}),
     ):
-        module, call = families.find(pipe), type(pipe).__call__
+        module, call = type(find_family(pipe)), type(pipe).__call__
         small = {"resolution": 32, "max_train_steps": 2}
-        monkeypatch.setattr(module, "DEFAULTS", module.DEFAULTS | small)
+        monkeypatch.setattr(module, "defaults", module.defaults | small)
         quick = size | {"num_inference_steps": 1}
         monkeypatch.setattr(type(pipe), "__call__", lambda self, *a, _c=call, _q=quick, **k: _c(self, *a, **k | _q))
         monkeypatch.setattr(type(pipe), "to", lambda self, device: self)
@@ -58,7 +58,7 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(hub, "push", lambda concept, repo, **arguments: pushed.append(repo))
     small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
-    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | small)
+    monkeypatch.setattr(family, "defaults", family.defaults | small)
     names = {"WIDTH": 16}
     original = type(sdxl).__call__
     quick = {"num_inference_steps": 1, "height": 16, "width": 16}
@@ -99,7 +99,7 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: models.append(name) or sdxl)
     config = {"_class_name": type(sdxl).__name__, **sdxl.config}
     monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **kwargs: config)
-    monkeypatch.setattr(family, "DEFAULTS", family.DEFAULTS | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
+    monkeypatch.setattr(family, "defaults", family.defaults | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
     quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
     monkeypatch.setattr(type(sdxl), "__call__", quickly)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw what is not there yet, and the strip."""
     from .. import DirectionalInversion
-    from ..evaluation.generation import Picture, draw, grid
+    from ..evaluation.generation import PlannedImage, generate, grid
     from ..evaluation.protocol import loaded
 
     if args.steps < 2:
@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
     for name, mixture in mixtures.items():
         folder, word = args.output_dir / name, mixture.placeholder_token
         plan = {
-            f"{prompt}\nseed {seed}": Picture.named(folder, i, prompt, prompt.replace("{}", word), seed)
+            f"{prompt}\nseed {seed}": PlannedImage.named(folder, i, prompt, prompt.replace("{}", word), seed)
             for i, prompt in enumerate(args.prompts)
             for seed in args.seeds
         }
         with loaded(pipe, [mixture], None) as concepts:
-            origin = {"concepts": concepts, "model": models.told_apart(args)}
-            draw(pipe, list(plan.values()), origin, args.batch_size, dict(args.call))
+            origin = {"concepts": concepts, "model": models.pipeline_identity(args)}
+            generate(pipe, list(plan.values()), origin, args.batch_size, dict(args.call))
         if args.save_concepts:
             mixture.save_pretrained(folder)
         for label, picture in plan.items():

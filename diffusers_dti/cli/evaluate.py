@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         file, model = Path(spec.rpartition(":")[0]), Path(spec.partition("=")[2])
         code = sorted(file.parent.glob("*.py")) if file.suffix == ".py" else [Path(metrics.__file__)]
         code += [f for f in sorted(model.iterdir()) if f.is_file()] if model.name and model.is_dir() else []
-        found[spec] = metrics.find(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
+        found[spec] = metrics.get_metric(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
     plan = {}
     for r in runs:
         for s in subjects:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.skip_generation:
         pipe = models.open_pipeline(args)
         for (r, s), pictures in plan.items():
-            protocol.generate(pipe, r, s, pictures, models.told_apart(args), args.batch_size, dict(args.call))
+            protocol.generate(pipe, r, s, pictures, models.pipeline_identity(args), args.batch_size, dict(args.call))
     records = [record for (r, s), pictures in plan.items() for record in protocol.score(r, s, pictures, found)]
     result = summary.summarise(records)
     (args.output_dir / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -57,7 +57,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Draw what is not there yet, and the contact sheet."""
-    from ..evaluation.generation import Picture, contact_sheet, draw
+    from ..evaluation.generation import PlannedImage, contact_sheet, generate
     from ..evaluation.protocol import loaded
 
     lines = args.prompts or args.prompt_file.read_text(encoding="utf-8").splitlines()
@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
         if without := [p for p in prompts if not any(word in p for word in words)]:
             print(f"dti generate: {without[0]!r} has none of {', '.join(words)} in it.", file=sys.stderr)
         seeds = dict.fromkeys(args.seeds)
-        pictures = [Picture.named(args.output_dir, i, p, p, seed) for seed in seeds for i, p in enumerate(prompts)]
-        origin = {"concepts": concepts, "model": models.told_apart(args)}
-        draw(pipe, pictures, origin, args.batch_size, dict(args.call))
+        pictures = [PlannedImage.named(args.output_dir, i, p, p, seed) for seed in seeds for i, p in enumerate(prompts)]
+        origin = {"concepts": concepts, "model": models.pipeline_identity(args)}
+        generate(pipe, pictures, origin, args.batch_size, dict(args.call))
     sheet = args.output_dir / "sheet.png"
     contact_sheet(pictures).save(sheet)
     print(f"See {sheet}.")

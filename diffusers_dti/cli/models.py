@@ -52,7 +52,7 @@ def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Any:
     return kind.from_pretrained(args.model, torch_dtype=getattr(torch, dtype), **options).to(device)
 
 
-def told_apart(args: argparse.Namespace) -> dict[str, Any]:
+def pipeline_identity(args: argparse.Namespace) -> dict[str, Any]:
     """What pictures of one pipeline are told from another's by."""
     return {name: getattr(args, name) for name in ("model", "revision", "variant", "dtype")}
 

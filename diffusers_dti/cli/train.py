@@ -13,7 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
 from ..data.subjects import Subject, read_subjects, subject_names
-from ..pipeline.loading import text_pairs
+from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
 from . import models
 
@@ -133,7 +133,7 @@ def finished(trainer: DTITrainer) -> bool:
     if differing:
         other = f"with other settings ({', '.join(differing)})"
         raise ValueError(f"{folder} holds a concept that was learned {other}: choose another --output_dir.")
-    return set(concept.directions) == set(text_pairs(trainer.pipe)) and (
+    return set(concept.directions) == set(find_text_encoders(trainer.pipe)) and (
         config.adapter is None or (folder / LORA_WEIGHT_NAME_SAFE).is_file()
     )
 

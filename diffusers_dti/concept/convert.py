@@ -5,9 +5,9 @@ from typing import Any
 
 from . import formats, third_party
 from .inversion import DirectionalInversion
-from .source import contents
+from .source import read_stored
 
-PROGRAMS = ("diffusers", "comfyui", "a1111", "onetrainer")
+PROGRAMS = ("diffusers", *third_party.FORMATS)
 
 
 def convert(
@@ -31,7 +31,7 @@ def convert(
     """
     if program not in PROGRAMS:
         raise ValueError(f"Concepts can be written for {', '.join(PROGRAMS)}, not for {program!r}.")
-    read, output = contents(source, placeholder_token, **read_kwargs), Path(output)
+    read, output = read_stored(source, placeholder_token, **read_kwargs), Path(output)
     if read.placeholder is None:
         raise ValueError(f"{source} has no placeholder in it: give it with `placeholder_token` (`--placeholder`).")
     concept = DirectionalInversion.from_embeddings(read.placeholder, read.rows, read.metadata)  # or an error
@@ -45,7 +45,7 @@ def convert(
         headers = {c: {**read.metadata, "component": c, "scale": m.tolist()} for c, m in scales.items()}
         formats.write(output, read.placeholder, read.rows, headers)
         return [output / formats.file_name(c) for c in read.rows]
-    tensors = third_party.tensors(read.rows, read.metadata, "onetrainer" if program == "onetrainer" else "comfyui")
+    tensors = third_party.to_state_dict(read.rows, read.metadata, program)
     path = output if one_file else output / f"{third_party.file_stem(read.placeholder)}{formats.SUFFIX}"
     formats.write_files({path: (tensors, {**read.metadata, "placeholder_token": read.placeholder})})
     return [path]

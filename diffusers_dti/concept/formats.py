@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import third_party
-from .third_party import COMPONENTS
+from .registry import COMPONENTS
 
 VERSION = 1
 STEM, SUFFIX = "learned_embeds", ".safetensors"
 
 
-class Contents(NamedTuple):
+class StoredConcept(NamedTuple):
     """What a file or a state dict says of a concept; the rows are as they stand there, to the bit."""
 
     placeholder: str | None
@@ -79,7 +79,7 @@ def _umask() -> int:
     return mask
 
 
-def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False) -> Contents:
+def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False) -> StoredConcept:
     """What a file holds. Of a file with several concepts, `placeholder` says which one.
 
     Raises:
@@ -94,7 +94,7 @@ def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False)
         ((word, rows),) = tensors.items()
         rows, component = torch.atleast_2d(rows).float(), header.pop("component")
         scale = _checked_scale(path, header.pop("scale", None), torch.linalg.vector_norm(rows, dim=-1))
-        return Contents(word, {component: rows}, {component: scale}, header)
+        return StoredConcept(word, {component: rows}, {component: scale}, header)
     word = header.pop("placeholder_token", None)  # what we wrote for other programs
     try:
         contents = from_tensors(tensors, placeholder, component_of(path.name))
@@ -105,20 +105,20 @@ def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False)
     return contents._replace(placeholder=word, metadata=header | contents.metadata)
 
 
-def from_tensors(tensors: Any, placeholder: str | None = None, default: str = COMPONENTS[0]) -> Contents:
+def from_tensors(tensors: Any, placeholder: str | None = None, default: str = COMPONENTS[0]) -> StoredConcept:
     """The same for what another program's file holds; rows for no encoder in particular are for the component `default`.
 
     The metadata's "encoders" has the key of each encoder, None where the file has none: loading finds the place by it.
     """
-    concepts = third_party.parse(tensors)
+    concepts = third_party.parse_state_dict(tensors)
     if len(concepts) > 1 and placeholder not in concepts:
         raise ValueError(
             f"it holds {', '.join(map(str, concepts))}: say which with `token` (`placeholder_token`, `--placeholder`)"
         )
     word = placeholder if placeholder in concepts else next(iter(concepts))
     parts = concepts[word]
-    encoders = third_party.components(parts, default)
-    return Contents(word, {c: parts[k] for c, k in encoders.items()}, {}, {"encoders": encoders})
+    encoders = third_party.assign_components(parts, default)
+    return StoredConcept(word, {c: parts[k] for c, k in encoders.items()}, {}, {"encoders": encoders})
 
 
 def _tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
@@ -143,7 +143,7 @@ def _tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
             raise ValueError(f"{path} is torn, or a pickle of more than tensors, which is not read.") from error
     try:
         with safe_open(path, framework="pt") as f:
-            names = [k for k in f.keys() if k.startswith(third_party.BUNDLED)] or f.keys()  # without the LoRA around them
+            names = [k for k in f.keys() if k.startswith(third_party.BUNDLE_PREFIX)] or f.keys()  # without the LoRA around them
             return {k: f.get_tensor(k) for k in names}, f.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..training.adapter import Adapter
     from .inversion import DirectionalInversion
 
-Samples = Sequence[Image.Image | tuple[str, Image.Image]]
+SampleImages = Sequence[Image.Image | tuple[str, Image.Image]]
 
 IMAGES = "images"  # the samples' folder
 REPO_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
-CURES = {
+STATUS_HINTS = {
     401: "it knows no token of yours, and without one a private repository and none look alike: check the id, and log in by "
     "`hf auth login` or give a token",
     403: "your token may not do that: pushing needs one with write access, and a gated repository your consent on its page",
@@ -33,7 +33,7 @@ CURES = {
 
 
 @contextmanager
-def clear_errors(repo_id: str) -> Iterator[None]:
+def hub_errors(repo_id: str) -> Iterator[None]:
     """What the Hub's client raises inside becomes an OSError in one line that names the cure.
 
     A single file that is not there (`EntryNotFoundError`), invalid arguments and errors of the disk pass as they are.
@@ -72,7 +72,7 @@ def _cure(chain: Sequence[BaseException]) -> str | None:
     if responses:
         status = responses[0].status_code
         other = "it is out of order: try again later" if status >= 500 else " ".join(str(error).split())
-        return f"the Hub answers {status}, {CURES.get(status, other)}"
+        return f"the Hub answers {status}, {STATUS_HINTS.get(status, other)}"
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is not what its client expects: try again later"
     return f"the connection to the Hub failed ({' '.join(str(chain[-1]).split())}): check it and try again"
@@ -82,7 +82,7 @@ def push(
     concept: "DirectionalInversion",
     repo_id: str,
     *,
-    images: Samples | None = None,
+    images: SampleImages | None = None,
     license: str | None = None,
     private: bool | None = None,
     token: str | None = None,
@@ -121,7 +121,7 @@ def push(
             plain = picture.convert("RGB")
             plain.info = {}  # a camera's place and time, a program's settings
             plain.save(folder / IMAGES / f"{i}.png")
-        with clear_errors(repo_id):
+        with hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision not in (None, "main") and not create_pr and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -137,7 +137,7 @@ def push(
         # one commit, unlike `upload_folder`'s, so that nobody loads half of a concept, or halves of two
         operations = [CommitOperationDelete(p) for p in old if p not in files]
         operations += [CommitOperationAdd(p, path) for p, path in files.items()]
-        with clear_errors(repo_id):
+        with hub_errors(repo_id):
             return api.create_commit(
                 repo_id,
                 operations,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..families import sana, sd, sdxl, wan
-from ..training.config import RAW_METHODS
-from . import formats, third_party
+from . import formats
 from .hub import IMAGES, REPO_ID
+from .methods import METHODS
+from .registry import MODEL_FAMILIES, infer_encoders
 
 if TYPE_CHECKING:
     from .inversion import DirectionalInversion
@@ -20,22 +20,7 @@ if TYPE_CHECKING:
 # huggingface_hub renders it by Jinja2, which torch brings along
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
-FAMILY_TAGS = {
-    sdxl.NAME: ("stable-diffusion-xl", "text-to-image"),
-    sd.NAME: ("stable-diffusion", "text-to-image"),
-    sana.NAME: ("sana", "text-to-image"),
-    wan.NAME: ("wan", "text-to-video"),
-}
 STOCK = {"clip_l", "clip_h", "clip_g", None}  # encoders of pipelines with `load_textual_inversion`; None are unknown ones
-METHODS = {
-    "dti": "Directional Textual Inversion ([Kim et al., 2026](https://arxiv.org/abs/2512.13672))",
-    "ti": "Textual Inversion ([Gal et al., 2022](https://arxiv.org/abs/2208.01618))",
-    "crossinit": "CrossInit ([Pang et al., 2023](https://arxiv.org/abs/2312.15905))",
-}
-METHODS["dco"] = (
-    f"{METHODS['dti']}, with a LoRA by Direct Consistency Optimization ([Lee et al., 2024](https://arxiv.org/abs/2402.12004))"
-)
-METHODS["oft"] = f"{METHODS['dti']}, with Orthogonal Finetuning ([Qiu et al., 2023](https://arxiv.org/abs/2306.07280))"
 SCALE_RULES = {
     "mean": "the mean of the encoder's vocabulary",
     "min": "the smallest of the encoder's vocabulary",
@@ -79,12 +64,16 @@ def model_card(
     family, method, base, initializer, rule = (str(metadata[k]) if metadata.get(k) else None for k in keys)
     if base and not re.fullmatch(REPO_ID, base, re.ASCII):
         base = None  # a folder's name, or whatever another program wrote, is no repository
-    tags = ["textual_inversion", *(["directional-textual-inversion"] if method and method not in RAW_METHODS else [])]
+    row = MODEL_FAMILIES.get(family or "")
+    tags = [
+        "textual_inversion",
+        *(["directional-textual-inversion"] if method and not (method in METHODS and METHODS[method].raw) else []),
+    ]
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",
         license=license,
-        tags=tags + list(FAMILY_TAGS.get(family, ())) + ["lora"] * adapter,
+        tags=tags + ([*row.tags, row.task] if row else []) + ["lora"] * adapter,
         instance_prompt=word,
         widget=[{"text": p or " ", "output": {"url": f"{IMAGES}/{i}.png"}} for i, p in enumerate(prompts)] or None,
     )
@@ -95,15 +84,15 @@ def model_card(
         word=escaped(word),
         base=base,
         family=escaped(family) if family else None,
-        method=METHODS.get(method),
+        method=METHODS[method].citation if method in METHODS else None,
         initializer=escaped(initializer) if initializer else None,
         samples=bool(prompts),
         load=f"{quoted(repo_id)}{inside}",
         prompt=quoted(next(filter(None, prompts), f"a {word} on the beach")),
-        video=family == wan.NAME,
+        video=row is not None and row.task == "text-to-video",
         adapter=LORA_WEIGHT_NAME_SAFE if adapter else None,
         stock=[(c, c.replace("text_encoder", "tokenizer"), formats.file_name(c)) for c in concept.scales]
-        if set(third_party.keys({c: v.shape[1] for c, v in concept.directions.items()}, metadata).values()) <= STOCK
+        if set(infer_encoders({c: v.shape[1] for c, v in concept.directions.items()}, metadata).values()) <= STOCK
         else [],
         norms=[(c, *v.shape, ", ".join(f"{m:.4g}" for m in concept.scales[c].tolist())) for c, v in concept.directions.items()],
         scale_rule=SCALE_RULES.get(rule, escaped(rule)) if rule else None,

@@ -7,22 +7,22 @@ from typing import Any
 from . import formats, hub
 
 
-def contents(
+def read_stored(
     source: str | Path | Mapping[str, Any],
     placeholder_token: str | None = None,
     weight_name: str | None = None,
     subfolder: str | None = None,
     allow_pickle: bool = False,
     **hub_kwargs: Any,
-) -> formats.Contents:
+) -> formats.StoredConcept:
     """The rows of a concept as they stand in its files, to the bit; see `DirectionalInversion.from_pretrained`."""
     if isinstance(source, Mapping):
         if source and set(source) <= set(formats.COMPONENTS):
-            return formats.Contents(placeholder_token, dict(source), {}, {})
+            return formats.StoredConcept(placeholder_token, dict(source), {}, {})
         try:
             read = formats.from_tensors(source, placeholder_token)
         except ValueError as error:
-            raise ValueError(f"{named(source)} cannot be used: {error}.") from error
+            raise ValueError(f"{describe_source(source)} cannot be used: {error}.") from error
         return read._replace(placeholder=placeholder_token or read.placeholder)
     if not isinstance(source, str | Path):
         raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
@@ -30,7 +30,7 @@ def contents(
     files = _local_files(Path(source) / (subfolder or ""), weight_name)
     if files is None:
         files = _hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)
-    whole = formats.Contents(placeholder_token, {}, {}, {})
+    whole = formats.StoredConcept(placeholder_token, {}, {}, {})
     names = set()
     for path in files:
         read = formats.read(path, placeholder_token, allow_pickle)
@@ -39,13 +39,13 @@ def contents(
         names.add(read.placeholder)
         encoders = whole.metadata.get("encoders", {}) | read.metadata.get("encoders", {})
         metadata = whole.metadata | read.metadata | ({"encoders": encoders} if encoders else {})
-        whole = formats.Contents(placeholder_token, whole.rows | read.rows, whole.scales | read.scales, metadata)
+        whole = formats.StoredConcept(placeholder_token, whole.rows | read.rows, whole.scales | read.scales, metadata)
     if placeholder_token is None and len(names) > 1:
         raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
     return whole._replace(placeholder=placeholder_token or names.pop())
 
 
-def named(source: Any) -> str:
+def describe_source(source: Any) -> str:
     """What messages call a source."""
     return "This state dict" if isinstance(source, Mapping) else str(source)
 
@@ -86,7 +86,7 @@ def _hub_files(
                 if commit and try_to_load_from_cache(repo_id, name, hub_kwargs.get("cache_dir"), commit) is _CACHED_NO_EXIST:
                     continue  # for a commit that is known for good, also while the Hub is out of order
                 try:
-                    with hub.clear_errors(repo_id):
+                    with hub.hub_errors(repo_id):
                         files.append(Path(hf_hub_download(repo_id, name, **hub_kwargs)))
                 except EntryNotFoundError as error:
                     missing = error

@@ -15,13 +15,21 @@ import torch
 from diffusers.utils import logging
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-TAKEN = ("self", "prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")
+RESERVED_ARGUMENTS = (
+    "self",
+    "prompt",
+    "generator",
+    "output_type",
+    "return_dict",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+)
 KEY = "dti"  # of the PNG text that says what a picture was drawn from
 TILE, GAP, LABEL, LINE = 192, 6, 200, 19  # pixels of the contact sheet
 
 
 @dataclass(frozen=True)
-class Picture:
+class PlannedImage:
     """A picture to draw."""
 
     path: Path
@@ -29,13 +37,15 @@ class Picture:
     seed: int
 
     @classmethod
-    def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "Picture":
+    def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "PlannedImage":
         """As `folder`/<seed>/<number>_<words>.png."""
         name = re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:80]
         return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed)
 
 
-def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]) -> None:
+def generate(
+    pipe: Any, pictures: Sequence[PlannedImage], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]
+) -> None:
     """Draw the pictures that are not there yet, in batches; each is on disk as soon as its batch is done.
 
     Args:
@@ -49,7 +59,9 @@ def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batc
         ValueError: for arguments that the call does not have, or that are not free.
     """
     parameters = signature(pipe.__call__).parameters
-    free = [n for n, p in parameters.items() if n not in TAKEN and p.kind is not p.VAR_KEYWORD]  # which swallow misspellings
+    free = [
+        n for n, p in parameters.items() if n not in RESERVED_ARGUMENTS and p.kind is not p.VAR_KEYWORD
+    ]  # which swallow misspellings
     if wrong := [name for name in call if name not in free]:
         raise ValueError(f"{type(pipe).__name__} cannot be called with {', '.join(wrong)}; there are {', '.join(free)}.")
     if "num_frames" in parameters:
@@ -57,7 +69,7 @@ def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batc
     # the origin by its digest: it may name folders of this machine
     common = {"origin": hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest(), "call": call}
     keys = {p: json.dumps({"prompt": p.prompt, "seed": p.seed, **common}, sort_keys=True) for p in pictures}
-    missing = [p for p, key in keys.items() if drawn_from(p.path) != key]
+    missing = [p for p, key in keys.items() if read_provenance(p.path) != key]
     before = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
@@ -74,7 +86,7 @@ def draw(pipe: Any, pictures: Sequence[Picture], origin: Mapping[str, Any], batc
         pipe._progress_bar_config = before
 
 
-def drawn_from(path: Path) -> str | None:
+def read_provenance(path: Path) -> str | None:
     """What a picture says it was drawn from; None where there is none."""
     if not path.is_file():
         return None
@@ -91,7 +103,7 @@ def _save(image: Image.Image, path: Path, key: str) -> None:
     os.replace(temporary, path)
 
 
-def contact_sheet(pictures: Iterable[Picture]) -> Image.Image:
+def contact_sheet(pictures: Iterable[PlannedImage]) -> Image.Image:
     """A row for each prompt, a column for each seed."""
     rows: dict[str, dict[str, Path]] = {}
     for picture in pictures:

@@ -128,7 +128,7 @@ class CLIP(_PictureText):
 METRICS: dict[str, Callable[..., Metric]] = {"dinov2": ImageSimilarity, "siglip": SigLIP, "clip": CLIP}
 
 
-def find(spec: str, device: str | torch.device | None = None) -> Metric:
+def get_metric(spec: str, device: str | torch.device | None = None) -> Metric:
     """The metric that a word stands for.
 
     Args:

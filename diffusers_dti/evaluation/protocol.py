@@ -13,10 +13,11 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 from PIL import Image
 
-from ..concept.hub import clear_errors
+from ..concept.hub import hub_errors
 from ..concept.inversion import DirectionalInversion
 from ..data.subjects import Subject
-from .generation import Picture, draw, drawn_from
+from . import generation
+from .generation import PlannedImage, read_provenance
 from .metrics import Metric
 from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live
 from .store import Store
@@ -50,11 +51,13 @@ def prompts_of(subject: Subject, given: Mapping[str, Sequence[str]] | None) -> S
     return subject.prompts or {"live": LIVE_PROMPTS, "object": OBJECT_PROMPTS}[kind]
 
 
-def planned(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Picture]:
+def planned(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[PlannedImage]:
     """The pictures of a run and subject, named by their texts."""
     own = folder / run.name / subject.name
     return [
-        Picture.named(own, number, prompt.replace("{}", subject.word), prompt.replace("{}", subject.placeholder_token), seed)
+        PlannedImage.named(
+            own, number, prompt.replace("{}", subject.word), prompt.replace("{}", subject.placeholder_token), seed
+        )
         for seed in seeds
         for number, prompt in enumerate(prompts)
     ]
@@ -108,7 +111,7 @@ def _adapter_of(source: str | Path) -> Path | None:
     from huggingface_hub.utils import EntryNotFoundError
 
     try:
-        with clear_errors(str(source)):
+        with hub_errors(str(source)):
             return Path(hf_hub_download(str(source), LORA_WEIGHT_NAME_SAFE))
     except EntryNotFoundError:
         return None
@@ -118,18 +121,18 @@ def generate(
     pipe: Any,
     run: Run,
     subject: Subject,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PlannedImage],
     model: Mapping[str, Any],
     batch_size: int,
     call: Mapping[str, Any],
 ) -> None:
     """Draw what is not there yet, from this concept, `model` (what tells pipelines apart) and call."""
     with loaded(pipe, [run.folder_of(subject)], run.token_scale, subject.placeholder_token) as concepts:
-        draw(pipe, pictures, {"concepts": concepts, "model": model}, batch_size, call)
+        generation.generate(pipe, pictures, {"concepts": concepts, "model": model}, batch_size, call)
 
 
 def score(
-    run: Run, subject: Subject, pictures: Sequence[Picture], metrics: Mapping[str, tuple[Metric, Store]]
+    run: Run, subject: Subject, pictures: Sequence[PlannedImage], metrics: Mapping[str, tuple[Metric, Store]]
 ) -> list[dict[str, Any]]:
     """Records for `summarise`, one a picture; what a store has is not computed again.
 
@@ -170,8 +173,8 @@ def score(
     ]
 
 
-def _is(picture: Picture) -> bool:
-    key = drawn_from(picture.path)
+def _is(picture: PlannedImage) -> bool:
+    key = read_provenance(picture.path)
     return key is not None and {"prompt": picture.prompt, "seed": picture.seed}.items() <= json.loads(key).items()
 
 

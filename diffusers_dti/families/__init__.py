@@ -1,30 +1,28 @@
-"""What differs from one architecture to the next: a module each, all with the same functions.
+"""What differs from one architecture to the next: one base class, one class each."""
 
-`NAME`, `DEFAULTS` (of the settings), `DENOISERS` (components), `TEXT_LENGTH` (tokens that prompts are cut off at);
-`matches(pipe)`, `training_scheduler(pipe)`, `resolution_step(pipe)`, `encode_images(pipe, crops)`,
-`encode_prompts(pipe, prompts, zero_pads)`, `loss(pipe, scheduler, batch, conditioning)` and, for validation,
-`draw(pipe, prompt, resolution, generator)`.
-"""
-
-from types import ModuleType
 from typing import Any
 
-from . import sana, sd, sdxl, wan
+from .base import Batch, Conditioning, Family
+from .sana import Sana
+from .stable_diffusion import StableDiffusion, StableDiffusionXL
+from .wan import Wan
 
-FAMILIES: tuple[ModuleType, ...] = (sdxl, sd, sana, wan)
+__all__ = ["FAMILIES", "Batch", "Conditioning", "Family", "find_family"]
+
+FAMILIES: list[type[Family]] = [StableDiffusionXL, StableDiffusion, Sana, Wan]
 
 
-def find(pipe: Any) -> ModuleType:
-    """The family of a pipeline.
+def find_family(pipe: Any) -> Family:
+    """Find the family of a pipeline and bind it.
 
     Raises:
-        ValueError: where no family fits, listing those there are.
+        ValueError: if no family fits, listing those there are.
     """
     for family in FAMILIES:
         if family.matches(pipe):
-            return family
-    names = ", ".join(f.NAME for f in FAMILIES)
+            return family(pipe)
+    names = ", ".join(family.name for family in FAMILIES)
     raise ValueError(
-        f"Training is supported for {names}, with all their components; {type(pipe).__name__} is none of them (loading may "
-        "still work)."
+        f"Training supports {names}, with all their components; {type(pipe).__name__} is not one of them. "
+        "Loading may still work."
     )

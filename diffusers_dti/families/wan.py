@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2, text to video: UMT5, one transformer or two, flow matching; a photo is a video of one frame."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
@@ -9,102 +9,95 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..pipeline.offload import in_float32
-from ..training.samples import Batch
-from .flow import error, noisy_latents
-from .flow import training_scheduler as flow_scheduler
+from .base import Batch, Conditioning, upcast
+from .flow import FlowFamily
 from .unpadded import encoder_inputs
 
-NAME = "Wan"
-TEXT_LENGTH = 512
-DENOISERS = ("transformer", "transformer_2")
 
-# the authors' settings (their launcher)
-DEFAULTS: dict[str, Any] = {
-    "resolution": 512,
-    "train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "max_train_steps": 500,
-    "kappa": 5e-5,
-    "zero_pad": False,
-}
+class Wan(FlowFamily):
+    """Wan from text alone, also for editing videos; not the models that take an image's channels beside the latents."""
 
+    name = "Wan"
+    denoisers = ("transformer", "transformer_2")
+    text_length = 512
+    # The authors' settings (their launcher).
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "resolution": 512,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 500,
+        "kappa": 5e-5,
+        "zero_pad": False,
+    }
 
-def matches(pipe: Any) -> bool:
-    """Wan from text alone, also to edit videos; not the models that take a picture's channels beside the latents."""
-    parts = pipe.components
-    vae, *models = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("vae", *DENOISERS))
-    models = [m for m in models if m is not None]
-    return (
-        parts.get("text_encoder") is not None
-        and isinstance(vae, AutoencoderKLWan)
-        and bool(models)
-        and all(isinstance(m, WanTransformer3DModel) and m.config.in_channels == vae.config.z_dim for m in models)
-    )
-
-
-def training_scheduler(pipe: Any) -> FlowMatchEulerDiscreteScheduler:
-    """See `flow.training_scheduler`.
-
-    Raises:
-        ValueError: also where the pipeline changes from one transformer to the other and has only one of them.
-    """
-    boundary = pipe.config.get("boundary_ratio")
-    missing = [n for n in DENOISERS[: 1 if boundary is None else 2] if getattr(pipe, n, None) is None]
-    if missing:
-        raise ValueError(
-            f"This {type(pipe).__name__} (boundary_ratio {boundary}) has no {missing[0]}, and training draws noise of all "
-            "levels: load the pipeline with all its transformers."
+    @classmethod
+    def matches(cls, pipe: Any) -> bool:
+        parts = pipe.components
+        vae, *models = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("vae", *cls.denoisers))
+        models = [m for m in models if m is not None]
+        return (
+            parts.get("text_encoder") is not None
+            and isinstance(vae, AutoencoderKLWan)
+            and bool(models)
+            and all(isinstance(m, WanTransformer3DModel) and m.config.in_channels == vae.config.z_dim for m in models)
         )
-    return flow_scheduler(pipe)
 
+    @property
+    def boundary(self) -> float | None:
+        """The sigma at which Wan 2.2 changes from one transformer to the other; None for a single transformer."""
+        return self.pipe.config.get("boundary_ratio")
 
-def resolution_step(pipe: Any) -> int:
-    """Pixels of which the resolution must be a multiple."""
-    return pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[-1]
+    def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        needed = self.denoisers[: 1 if self.boundary is None else 2]
+        missing = [n for n in needed if getattr(self.pipe, n, None) is None]
+        if missing:
+            raise ValueError(
+                f"This {type(self.pipe).__name__} (boundary_ratio {self.boundary}) has no {missing[0]}, and training draws "
+                "noise of all levels: load the pipeline with all its transformers."
+            )
+        return super().training_scheduler()
 
+    @property
+    def resolution_step(self) -> int:
+        return self.pipe.vae_scale_factor_spatial * self.pipe.transformer.config.patch_size[-1]
 
-@torch.no_grad()
-def encode_images(pipe: Any, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Normalised modes of the latents, (1, c, 1, h, w) float32 on the CPU, of each crop in [-1, 1], and zeros for spread."""
-    config, encoded = pipe.vae.config, []
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-    with in_float32(pipe.vae):
-        for pixels in crops:
-            mode = pipe.vae.encode(pixels[None, :, None].to(pipe.vae.device)).latent_dist.mode().cpu()
-            encoded.append(((mode - mean) / std, torch.zeros(mode.shape)))
-    return encoded
+    @torch.no_grad()
+    def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return the normalized modes of the latents, (1, c, 1, h, w), and zeros: the authors train on the mode."""
+        vae, encoded = self.pipe.vae, []
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+        with upcast(vae):
+            for pixels in crops:
+                mode = vae.encode(pixels[None, :, None].to(vae.device)).latent_dist.mode().cpu()
+                encoded.append(((mode - mean) / std, torch.zeros(mode.shape)))
+        return encoded
 
+    def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
+        """Return UMT5's last states, followed by zeros up to 512 positions, which the transformer does not mask."""
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-def encode_prompts(pipe: Any, prompts: Sequence[str], zero_pads: Sequence[int]) -> dict[str, Tensor]:
-    """UMT5's last states, followed by zeros up to 512 positions, which the transformer does not mask: (n, 512, 4096)."""
-    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+        cleaned = [prompt_clean(p) for p in prompts]
+        inputs = encoder_inputs(self.pipe.tokenizer, self.pipe.text_encoder, cleaned, self.text_length, zero_pads)
+        states = self.pipe.text_encoder(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
+        return {"context": pad(states, (0, 0, 0, self.text_length - states.shape[1]))}
 
-    cleaned = [prompt_clean(p) for p in prompts]
-    inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, cleaned, TEXT_LENGTH, zero_pads)
-    states = pipe.text_encoder(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
-    return {"context": pad(states, (0, 0, 0, TEXT_LENGTH - states.shape[1]))}
+    def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity; each of Wan 2.2's two transformers takes the samples on its side of the boundary."""
+        latents, sigmas = self.noisy_latents(batch)
+        prediction = torch.zeros_like(latents)
+        high = torch.ones_like(sigmas, dtype=torch.bool) if self.boundary is None else sigmas >= self.boundary
+        for name, chosen in zip(self.denoisers, (high, ~high)):
+            if chosen.any():
+                model = getattr(self.pipe, name)
+                part = model(
+                    latents[chosen].to(model.dtype),
+                    sigmas[chosen] * self.scheduler.config.num_train_timesteps,
+                    conditioning["context"][chosen].to(model.dtype),
+                ).sample
+                prediction = prediction.index_put((chosen,), part.float())
+        return prediction
 
-
-def loss(pipe: Any, scheduler: FlowMatchEulerDiscreteScheduler, batch: Batch, conditioning: dict[str, Tensor]) -> Tensor:
-    """The error of the velocity, a scalar in float32. Of Wan 2.2's two transformers each takes its side of the boundary."""
-    latents, sigmas = noisy_latents(scheduler, batch)
-    prediction = torch.zeros_like(latents)
-    boundary = pipe.config.get("boundary_ratio")
-    high = torch.ones_like(sigmas, dtype=torch.bool) if boundary is None else sigmas >= boundary
-    for name, chosen in zip(DENOISERS, (high, ~high)):
-        if chosen.any():
-            model = getattr(pipe, name)
-            part = model(
-                latents[chosen].to(model.dtype),
-                sigmas[chosen] * scheduler.config.num_train_timesteps,
-                conditioning["context"][chosen].to(model.dtype),
-            ).sample
-            prediction = prediction.index_put((chosen,), part.float())
-    return error(prediction, batch)
-
-
-def draw(pipe: Any, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
-    """A video of one frame at the training's resolution."""
-    size = {"height": resolution, "width": resolution, "num_frames": 1}
-    return pipe(prompt, generator=generator, output_type="pil", **size).frames[0][0]
+    def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
+        """Generate a video of one frame at the training resolution."""
+        size = {"height": resolution, "width": resolution, "num_frames": 1}
+        return self.pipe(prompt, generator=generator, output_type="pil", **size).frames[0][0]

@@ -9,32 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..concept import third_party
+from ..concept import registry
 from ..concept.inversion import DirectionalInversion
 from ..sphere import angle
-from ..training.initializer import initializer_rows
-from . import vocabulary
-from .loading import Pair, sort_out, text_pairs
-from .offload import weights_at_hand
+from .offload import offload_disabled
+from .text_encoders import TextEncoder, find_text_encoders, match_components
+from .vocabulary import word_rows
 
-FAMILIES = {  # by component and width
-    (("text_encoder", 768),): "Stable Diffusion 1.x",
-    (("text_encoder", 1024),): "Stable Diffusion 2.x",
-    (("text_encoder", 768), ("text_encoder_2", 1280)): "SDXL",
-    (("text_encoder_2", 1280),): "SDXL, its second encoder alone",
-    (("text_encoder", 2304),): "SANA",
-    (("text_encoder", 4096),): "Wan, or another with a T5-XXL or UMT5-XXL",
-    (("text_encoder", 768), ("text_encoder_2", 4096)): "Flux",
-    (("text_encoder", 768), ("text_encoder_2", 1280), ("text_encoder_3", 4096)): "Stable Diffusion 3",
-}
 BINS = 40
 ROUNDING = 0.01  # by which a norm may pass the vocabulary's: tables in half precision are rounded
 
 
 def family(concept: DirectionalInversion) -> str | None:
     """The family of models that a concept is for as its file says, or likely for by its components and their widths."""
-    widths = tuple(sorted((c, v.shape[1]) for c, v in concept.directions.items()))
-    return concept.metadata.get("family") or FAMILIES.get(widths)
+    return concept.metadata.get("family") or registry.infer_family({c: v.shape[1] for c, v in concept.directions.items()})
 
 
 def from_vocabulary(pipe: Any, words: str, num_vectors: int | None = None) -> DirectionalInversion:
@@ -48,7 +36,7 @@ def from_vocabulary(pipe: Any, words: str, num_vectors: int | None = None) -> Di
     Raises:
         ValueError: for words of more vectors than that.
     """
-    return DirectionalInversion.from_embeddings(words, initializer_rows(text_pairs(pipe), words, num_vectors))
+    return DirectionalInversion.from_embeddings(words, word_rows(find_text_encoders(pipe), words, num_vectors))
 
 
 def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -> dict[str, Any]:
@@ -71,20 +59,20 @@ def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -
         ValueError: for a pipeline that the concept is not for.
     """
     encoders: dict[str, dict[str, Any]] = {}
-    pairs = {} if pipe is None else text_pairs(pipe)
+    text_encoders = {} if pipe is None else find_text_encoders(pipe)
     if pipe is not None:
-        concept = sort_out(pipe, pairs, concept)
-    keys = third_party.known(concept.directions, concept.metadata)
+        concept = match_components(pipe, text_encoders, concept)
+    keys = registry.declared_encoders(concept.directions, concept.metadata)
     for component, v in concept.directions.items():
         norms = concept.scales[component].tolist()
         encoders[component] = {
             "width": v.shape[1],
-            "encoder": third_party.encoder_name(keys.get(component), v.shape[1]),
+            "encoder": registry.encoder_label(keys.get(component), v.shape[1]),
             "vectors": [{"norm": m} for m in norms],
         }
         if pipe is not None:
-            with weights_at_hand(pairs[component][1]):
-                _compare(encoders[component], concept, component, pairs[component], nearest)
+            with offload_disabled(text_encoders[component].model):
+                _compare(encoders[component], concept, text_encoders[component], nearest)
     return {
         "placeholder_token": concept.placeholder_token,
         "num_vectors": concept.num_vectors,
@@ -95,12 +83,12 @@ def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -
 
 
 @torch.no_grad()
-def _compare(found: dict[str, Any], concept: DirectionalInversion, component: str, pair: Pair, nearest: int) -> None:
+def _compare(found: dict[str, Any], concept: DirectionalInversion, encoder: TextEncoder, nearest: int) -> None:
     """Add to `found` what one encoder's vocabulary says."""
-    tokenizer, weight = pair[0], vocabulary.table(pair[1])
+    weight = encoder.weight
     all_norms = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32).cpu()
-    ids = (vocabulary.original_rows(*pair) & (all_norms > 0)).nonzero()[:, 0]
-    norms, v = all_norms[ids], concept.directions[component]
+    ids = (encoder.original_rows() & (all_norms > 0)).nonzero()[:, 0]
+    norms, v = all_norms[ids], concept.directions[encoder.component]
     # a part at a time: in float32 Gemma's and UMT5's tables are 2 and 4 GB
     cosines = torch.cat([v @ rows.float().cpu().T for rows in weight.split(8192)], 1)[:, ids] / norms
     best = cosines.topk(min(nearest, len(ids)))
@@ -110,24 +98,24 @@ def _compare(found: dict[str, Any], concept: DirectionalInversion, component: st
         "words": len(norms), "min": low, "mean": mean, "max": high,
         "counts": counts.int().tolist(), "edges": edges.tolist(),
     }  # fmt: skip
-    angles = _angles(concept, component, pair)
+    angles = _angles(concept, encoder)
     for i, vector in enumerate(found["vectors"]):
         norm = vector["norm"]
         vector["percentile"] = 50 * ((norms < norm).float().mean() + (norms <= norm).float().mean()).item()
         vector["times_mean"] = norm / mean
         vector["angle"] = None if angles is None else angles[i].item()
-        tokens = tokenizer.convert_ids_to_tokens(ids[best.indices[i]].tolist())
+        tokens = encoder.tokenizer.convert_ids_to_tokens(ids[best.indices[i]].tolist())
         vector["nearest"] = [{"token": t, "cosine": c} for t, c in zip(tokens, best.values[i].tolist(), strict=True)]
     found["verdict"] = _verdict(found["vectors"], low, high)
 
 
-def _angles(concept: DirectionalInversion, component: str, pair: Pair) -> Tensor | None:
+def _angles(concept: DirectionalInversion, encoder: TextEncoder) -> Tensor | None:
     """Degrees between a concept's vectors and the rows of the words it was started from, where there are such rows."""
-    initializer, v = concept.metadata.get("initializer"), concept.directions[component]
+    initializer, v = concept.metadata.get("initializer"), concept.directions[encoder.component]
     if not isinstance(initializer, str):
         return None
     try:
-        rows = initializer_rows({component: pair}, initializer, len(v))[component]
+        rows = word_rows({encoder.component: encoder}, initializer, len(v))[encoder.component]
     except ValueError:  # it was no word but another concept, or another vocabulary's
         return None
     return torch.rad2deg(angle(v, rows))

@@ -1,11 +1,12 @@
-"""Concepts of several vectors: the tokenizer itself writes `<dog>` out as the vectors' own tokens.
+"""Concepts of several vectors: the tokenizer itself replaces `<dog>` by the tokens of its vectors.
 
-Pipelines differ in how they come to the tokenizer (15 signatures of `encode_prompt`, some pipelines have none), but all
-of them call it. So the instance becomes one of a subclass, of the same name, that expands text before it is cut up.
+Pipelines differ in how they reach the tokenizer (15 signatures of `encode_prompt`, some pipelines have none), but all of them
+call it. So the tokenizer becomes an instance of a subclass, of the same name, that expands text before it is tokenized.
 """
 
 import copyreg
 import functools
+import json
 import re
 from typing import Any
 
@@ -14,84 +15,114 @@ from transformers import AddedToken
 
 logger = logging.get_logger(__name__)
 
-_WORDS = "_directional_expansions"
+_EXPANSIONS = "_directional_expansions"
 
 
-def token_names(word: str, count: int) -> list[str]:
-    """The tokens of a concept: the placeholder itself for one vector, names that no prompt has for several."""
-    return [word] if count == 1 else [f"⟦{i}:{'·'.join(word)}⟧" for i in range(count)]
+def token_names(placeholder: str, count: int) -> list[str]:
+    """Name the tokens of a concept: the placeholder itself for one vector, names that no prompt has for several."""
+    return [placeholder] if count == 1 else [f"⟦{i}:{'·'.join(placeholder)}⟧" for i in range(count)]
 
 
 def add_tokens(tokenizer: Any, tokens: list[str]) -> None:
-    """Add tokens that match as they are written, upper case too, and whole words only."""
+    """Add tokens that match exactly as they are written, upper case included, and only as whole words."""
     fast = hasattr(tokenizer, "_tokenizer")
     for token in tokens:
-        # Fast tokenizers match normalised tokens after lower-casing, others before. The slow CLIP tokenizer does it the
-        # other way round, and its single words must stand between spaces, where "<dog>," would no longer be one.
+        # Fast tokenizers match normalized tokens after lower-casing, others before. The slow CLIP tokenizer does the reverse,
+        # and its single words must stand between spaces, so that the "<dog>" of "<dog>," would not match.
         edges = token[0].isalnum() and token[-1].isalnum()
         tokenizer.add_tokens(AddedToken(token, normalized=not fast, single_word=fast and edges))
 
 
-def start_expanding(tokenizer: Any, word: str, tokens: list[str]) -> None:
-    """From now on `word` in a text stands for `tokens`."""
-    words = getattr(tokenizer, _WORDS, None)
-    if words is None:
-        tokenizer.__class__ = _expanding(type(tokenizer))
-        words = {}
-        tokenizer.__dict__[_WORDS] = words
-    words[word] = "".join(tokens)  # no spaces between: Gemma and T5 would make a token of each
+def remove_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
+    """Remove tokens from a tokenizer, and give others the ids that `moved` has for them."""
+    if not names & tokenizer.get_vocab().keys():
+        return  # not the tokenizer that they were added to
+    if hasattr(tokenizer, "_tokenizer"):
+        from tokenizers import Tokenizer
+
+        state = json.loads(tokenizer._tokenizer.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in names]
+        for token in state["added_tokens"]:
+            token["id"] = moved.get(token["id"], token["id"])
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
+            tokenizer._wrap_decode_method_backend_tokenizer()
+        return
+    from transformers.tokenization_utils import Trie  # the slow tokenizers of transformers 4
+
+    kept = {moved.get(i, i): t for i, t in tokenizer._added_tokens_decoder.items() if t.content not in names}
+    tokenizer._added_tokens_decoder = kept
+    tokenizer._added_tokens_encoder = {t.content: i for i, t in kept.items()}
+    tokenizer.tokens_trie = Trie()
+    tokenizer._update_trie()
+    tokenizer._update_total_vocab_size()
 
 
-def stop_expanding(tokenizer: Any, word: str) -> None:
-    """Undo `start_expanding`; with the last word the tokenizer gets its own class back."""
-    words = getattr(tokenizer, _WORDS, {})
-    if words.pop(word, None) is not None and not words:
-        del tokenizer.__dict__[_WORDS]
+def start_expanding(tokenizer: Any, placeholder: str, tokens: list[str]) -> None:
+    """Make `placeholder` stand for `tokens` in every text from now on."""
+    expansions = getattr(tokenizer, _EXPANSIONS, None)
+    if expansions is None:
+        tokenizer.__class__ = _expanding_class(type(tokenizer))
+        expansions = {}
+        tokenizer.__dict__[_EXPANSIONS] = expansions
+    expansions[placeholder] = "".join(tokens)  # without spaces, which Gemma and T5 would make tokens of
+
+
+def stop_expanding(tokenizer: Any, placeholder: str) -> None:
+    """Undo `start_expanding`; after the last placeholder the tokenizer gets its own class back."""
+    expansions = getattr(tokenizer, _EXPANSIONS, {})
+    if expansions.pop(placeholder, None) is not None and not expansions:
+        del tokenizer.__dict__[_EXPANSIONS]
         tokenizer.__class__ = type(tokenizer).__bases__[-1]
 
 
-def _expanded(text: Any, words: dict[str, str]) -> Any:
+def _expand(text: Any, expansions: dict[str, str]) -> Any:
     if isinstance(text, list | tuple):
-        return type(text)(_expanded(t, words) for t in text)
+        return type(text)(_expand(t, expansions) for t in text)
     if not isinstance(text, str):
         return text
 
-    def pattern(word: str) -> str:  # a placeholder of letters does not match inside a longer word
-        return (r"\b" if word[0].isalnum() else "") + re.escape(word) + (r"\b" if word[-1].isalnum() else "")
+    def pattern(placeholder: str) -> str:  # a placeholder of letters must not match inside a longer word
+        start, end = (r"\b" if edge.isalnum() else "" for edge in (placeholder[0], placeholder[-1]))
+        return start + re.escape(placeholder) + end
 
-    longest_first = sorted(words, key=len, reverse=True)
-    # what is expanded already is passed over
-    return re.sub("⟦[^⟧]*⟧|" + "|".join(map(pattern, longest_first)), lambda m: words.get(m[0], m[0]), text)
+    longest_first = sorted(expansions, key=len, reverse=True)
+    # What is already expanded is left alone.
+    return re.sub("⟦[^⟧]*⟧|" + "|".join(map(pattern, longest_first)), lambda m: expansions.get(m[0], m[0]), text)
 
 
-class _Expands:
+class _ExpandingTokenizer:
+    """A mixin before a tokenizer's own class."""
+
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(_expanded(text, self.__dict__[_WORDS]), *args, **kwargs)
+        return super().__call__(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
 
     def encode(self, text: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().encode(_expanded(text, self.__dict__[_WORDS]), *args, **kwargs)
+        return super().encode(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
 
     def tokenize(self, text: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().tokenize(_expanded(text, self.__dict__[_WORDS]), *args, **kwargs)
+        return super().tokenize(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        words = ", ".join(self.__dict__[_WORDS])
+        placeholders = ", ".join(self.__dict__[_EXPANSIONS])
         logger.warning(
-            f"{words}: of concepts with several vectors the vectors are saved, but not what the placeholder stands for. After "
-            "reopening, load them again by `load_directional_inversion`, which finds its vectors and adds nothing."
+            f"{placeholders}: the vectors of concepts with several vectors are saved, but not what the placeholder stands for. "
+            "After reopening, load the concepts again with `load_directional_inversion`: it reuses the vectors."
         )
-        return super().save_pretrained(*args, **kwargs)
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]  # of the base
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        """Copies and pickles by the class that can be imported."""
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the class that can be imported."""
         how, args, *rest = super().__reduce_ex__(protocol)
-        return (_new, (type(self).__bases__[-1], *args[1:]), *rest) if how is copyreg.__newobj__ else (how, args, *rest)
+        if how is not copyreg.__newobj__:  # type: ignore[attr-defined]  # not in typeshed
+            return (how, args, *rest)
+        return (_new, (type(self).__bases__[-1], *args[1:]), *rest)
 
 
 def _new(base: type, *args: Any) -> Any:
-    return base.__new__(_expanding(base), *args)
+    return base.__new__(_expanding_class(base), *args)
 
 
 @functools.lru_cache
-def _expanding(base: type) -> type:
-    return type(base.__name__, (_Expands, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})
+def _expanding_class(base: type) -> type:
+    return type(base.__name__, (_ExpandingTokenizer, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})

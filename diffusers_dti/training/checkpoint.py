@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..concept.inversion import DirectionalInversion
 from .adapter import Adapter
-from .trainable import Learner
+from .trainable import TrainableConcept
 
 STATE = "training_state.safetensors"
 
@@ -31,7 +31,7 @@ def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) 
 def save(
     output_dir: str | Path,
     step: int,
-    learners: Sequence[Learner],
+    concepts: Sequence[TrainableConcept],
     optimizers: Sequence[torch.optim.Optimizer],
     adapter: Adapter | None,
     settings: dict[str, Any],
@@ -42,11 +42,11 @@ def save(
     folder = output_dir / f"checkpoint-{step}"
     temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=".checkpoint-"))
     try:
-        save_concepts(temporary, [x.current() for x in learners])
+        save_concepts(temporary, [x.current() for x in concepts])
         if adapter is not None:
             adapter.keep()
             adapter.save(temporary)
-        tensors = _trained(learners, adapter)
+        tensors = _trained(concepts, adapter)
         for number, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
@@ -61,9 +61,9 @@ def save(
     return folder
 
 
-def _trained(learners: Sequence[Learner], adapter: Adapter | None) -> dict[str, torch.Tensor]:
+def _trained(concepts: Sequence[TrainableConcept], adapter: Adapter | None) -> dict[str, torch.Tensor]:
     """All parameters in training, by name."""
-    parts = {f"rows.{i}.{c}": r for i, x in enumerate(learners) for c, r in x.rows.items()}
+    parts = {f"rows.{i}.{c}": r for i, x in enumerate(concepts) for c, r in x.rows.items()}
     parameters = {f"{name}.{k}": p for name, rows in parts.items() for k, p in rows.named_parameters()}
     return parameters | {f"adapter.{k}": p for k, p in (adapter.parameters if adapter else {}).items()}
 
@@ -85,7 +85,7 @@ def _there(output_dir: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def find(output_dir: str | Path, which: str | Path) -> Path | None:
+def find_checkpoint(output_dir: str | Path, which: str | Path) -> Path | None:
     """The folder to go on from; None if "latest" is asked for and there is none yet.
 
     Raises:
@@ -102,7 +102,7 @@ def find(output_dir: str | Path, which: str | Path) -> Path | None:
 
 def load(
     folder: Path,
-    learners: Sequence[Learner],
+    concepts: Sequence[TrainableConcept],
     optimizers: Sequence[torch.optim.Optimizer],
     adapter: Adapter | None,
     settings: dict[str, Any],
@@ -119,7 +119,7 @@ def load(
     if differing:
         raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
     with torch.no_grad():
-        for name, parameter in _trained(learners, adapter).items():
+        for name, parameter in _trained(concepts, adapter).items():
             parameter.copy_(tensors.pop(name))
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():

@@ -3,21 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..concept.methods import METHODS
 
 if TYPE_CHECKING:
     from ..concept.inversion import DirectionalInversion
-
-# Each method is settings of the one trainer; those that are given come first. Figures are the authors' (their launchers).
-METHODS: dict[str, dict[str, Any]] = {
-    "dti": {},
-    "ti": {"learning_rate": 0.005},
-    "crossinit": {"learning_rate": 0.005, "reg_lambda": 1e-5},
-    "dco": {"adapter": "lora", "dco_beta": 1000.0, "max_train_steps": 250},
-    "oft": {"adapter": "oft", "max_train_steps": 150},
-}
-RAW_METHODS = ("ti", "crossinit")  # AdamW on the raw rows, whose norms may drift
+    from ..families.base import Family
 
 
 @dataclass(frozen=True)
@@ -143,23 +135,23 @@ class DTIConfig:
             raise ValueError(f'method "{self.method}" trains raw rows, by AdamW, norm and all: leave the optimizer to it.')
         if self.reg_lambda and not self.raw:
             raise ValueError("reg_lambda pulls raw rows to their start; directions have `kappa` for that.")
-        if self.adapter not in (None, own := METHODS[self.method].get("adapter", self.adapter)):
+        if self.adapter not in (None, own := METHODS[self.method].settings.get("adapter", self.adapter)):
             raise ValueError(f'method "{self.method}" has an adapter of its own, {own}: for another give method "dti".')
-        if self.dco_beta and not (self.adapter or METHODS[self.method].get("adapter")):
+        if self.dco_beta and not (self.adapter or METHODS[self.method].settings.get("adapter")):
             raise ValueError('The DCO loss (`dco_beta`) trains an adapter: give adapter="lora", or method="dco".')
         if any("{}" not in t for t in self.templates or ()):
             raise ValueError('Every template needs a "{}" where the placeholder goes.')
 
-    def resolved(self, family: ModuleType) -> "DTIConfig":
+    def resolved(self, family: "Family") -> "DTIConfig":
         """With the family's defaults in place of None.
 
         Raises:
             ValueError: for a setting that the family does not have.
         """
-        if self.zero_pad and "zero_pad" not in family.DEFAULTS:
-            raise ValueError(f"zero_pad is for SANA and Wan: {family.NAME} encodes every prompt at one length.")
+        if self.zero_pad and "zero_pad" not in family.defaults:
+            raise ValueError(f"zero_pad is for SANA and Wan: {family.name} encodes every prompt at one length.")
         general = {"learning_rate": 0.01, "reg_lambda": 0.0, "dco_beta": 0.0, "optimizer": "adamw" if self.raw else "rsgd"}
-        defaults = {**general, **family.DEFAULTS, **METHODS[self.method]}
+        defaults = {**general, **family.defaults, **METHODS[self.method].settings}
         resolved = replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
         if resolved.adapter and resolved.adapter_start_step >= resolved.max_train_steps:
             raise ValueError(
@@ -171,7 +163,7 @@ class DTIConfig:
     @property
     def raw(self) -> bool:
         """Whether the rows themselves are trained, not their directions."""
-        return self.method in RAW_METHODS
+        return METHODS[self.method].raw
 
     @property
     def rate_factor(self) -> int:

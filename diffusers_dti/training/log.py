@@ -18,7 +18,7 @@ LOG_NAME = "train_log.jsonl"
 STRIP_NAME = "validation.png"
 
 
-class Report:
+class TrainingLog:
     """The record of one run, from its first step or from the checkpoint that it goes on from.
 
     `history` has a dict for each reading: step, loss, angle to the initializer (degrees) and norm; where several concepts are
@@ -53,7 +53,7 @@ class Report:
         temporary.write_text("".join(json.dumps(x) + "\n" for x in self.history))
         temporary.replace(log)
 
-    def figures(self, step: int, losses: dict[str, float], others: dict[str, dict[str, float]], skipped: int) -> None:
+    def write_metrics(self, step: int, losses: dict[str, float], others: dict[str, dict[str, float]], skipped: int) -> None:
         """Take a reading: the mean loss of each concept since the last one, and what else there is of each."""
         each = {word: {"loss": loss, **others[word]} for word, loss in losses.items()}
         reading = {"step": step} | {k: sum(x[k] for x in each.values()) / len(each) for k in next(iter(each.values()))}
@@ -70,7 +70,7 @@ class Report:
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in reading.items() if k != "step"}, step=step)
 
-    def pictures(self, step: int, pictures: list[Image.Image]) -> None:
+    def add_images(self, step: int, pictures: list[Image.Image]) -> None:
         """Keep a step's validation pictures, and draw the strip over steps anew."""
         self.images[step] = pictures
         if self.folder is not None:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from diffusers.utils import logging
 from torch.nn.functional import logsigmoid
 
 from ..concept.inversion import DirectionalInversion
-from ..pipeline.loading import text_pairs
+from ..families.base import Family
+from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
 from .adapter import Adapter
 from .config import DTIConfig
 from .distributed import processes
-from .log import Report
+from .log import TrainingLog
 from .optim import RiemannianSGD, SphericalAdamW
-from .trainable import Learner
+from .trainable import TrainableConcept
 
 logger = logging.get_logger(__name__)
 
@@ -27,17 +27,17 @@ LOG_EVERY = 10  # steps between two readings of loss and angle: each one waits f
 MAGNITUDE_RATE = 0.005  # of a trained magnitude's logarithm, before `scale_lr`: that of textual inversion
 
 
-def optimizers(config: DTIConfig, learners: Sequence[Learner], adapter: Adapter | None) -> list[torch.optim.Optimizer]:
+def optimizers(config: DTIConfig, concepts: Sequence[TrainableConcept], adapter: Adapter | None) -> list[torch.optim.Optimizer]:
     """Those of a method: one for the tokens, one each for trained magnitudes and for the adapter."""
     c, rate = config, config.effective_learning_rate
     if c.raw:  # as diffusers' textual inversion scripts have it
         made: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([r.direction for x in learners for r in x.rows.values()], lr=rate, weight_decay=1e-2)
+            torch.optim.AdamW([r.direction for x in concepts for r in x.rows.values()], lr=rate, weight_decay=1e-2)
         ]
     else:
         groups = [
             {"params": [r.direction], "prior": x.initial.directions[component].to(r.direction.device)}
-            for x in learners
+            for x in concepts
             for component, r in x.rows.items()
         ]
         if c.optimizer == "adamw":
@@ -45,7 +45,7 @@ def optimizers(config: DTIConfig, learners: Sequence[Learner], adapter: Adapter 
         else:
             made = [RiemannianSGD(groups, lr=rate, kappa=c.kappa, beta=c.beta)]
     if c.train_magnitude:
-        factors = [r.log_factor for x in learners for r in x.rows.values()]
+        factors = [r.log_factor for x in concepts for r in x.rows.values()]
         made.append(torch.optim.AdamW(factors, lr=MAGNITUDE_RATE * c.rate_factor, weight_decay=0.0))
     if adapter is not None:
         made.append(torch.optim.AdamW(adapter.parameters.values(), lr=c.adapter_learning_rate, weight_decay=1e-2))
@@ -53,39 +53,37 @@ def optimizers(config: DTIConfig, learners: Sequence[Learner], adapter: Adapter 
 
 
 class Loop:
-    """One run over learners that are loaded in the pipeline.
+    """One run over concepts that are loaded in the pipeline.
 
     Its `inversions` are filled at the end, also at a bad one; `report` has the history and the pictures.
     """
 
     def __init__(
         self,
-        pipe: Any,
-        family: ModuleType,
+        family: Family,
         config: DTIConfig,
-        learners: Sequence[Learner],
+        concepts: Sequence[TrainableConcept],
         adapter: Adapter | None,
         callback: Callable[[int], None] | None,
     ):
-        self.pipe, self.family, self.config, self.callback = pipe, family, config, callback
-        self.learners, self.adapter = learners, adapter
-        self.words = [x.initial.placeholder_token for x in learners]
-        self.optimizers = optimizers(config, learners, adapter)
-        self.noise_scheduler = family.training_scheduler(pipe)
+        self.pipe, self.family, self.config, self.callback = family.pipe, family, config, callback
+        self.concepts, self.adapter = concepts, adapter
+        self.words = [x.initial.placeholder_token for x in concepts]
+        self.optimizers = optimizers(config, concepts, adapter)
         self.processes = processes()
         self.settings: dict[str, Any] = {"tokens": self.words}  # in their order
-        for word, learner in zip(self.words, learners):
-            own = learner.initial.metadata["training"] | learner.digests()
+        for word, concept in zip(self.words, concepts):
+            own = concept.initial.metadata["training"] | concept.fingerprint()
             # a run may be made longer
             self.settings |= {f"{word} {k}": v for k, v in own.items() if k != "max_train_steps"}
-        self.step = self.left_out = 0
+        self.step = self.skipped_steps = 0
         if config.resume_from_checkpoint:
-            folder = checkpoint.find(config.output_dir, config.resume_from_checkpoint)
+            folder = checkpoint.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
             if folder is not None:
-                self.step = checkpoint.load(folder, learners, self.optimizers, adapter, self.settings)
+                self.step = checkpoint.load(folder, concepts, self.optimizers, adapter, self.settings)
                 logger.info(f"Going on from {folder}.")
         self.inversions: dict[str, DirectionalInversion] = {}
-        self.report = Report(config, ", ".join(self.words), self.step, learners[0].initial.metadata["training"])
+        self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])
 
     def run(self) -> None:
         """Train from the current step to the last one."""
@@ -93,32 +91,32 @@ class Loop:
         # float16 needs its losses scaled up; they are scaled back before the optimizer, which weighs them against the prior
         half = torch.float16 in {m.dtype for m in pipe.components.values() if isinstance(m, torch.nn.Module)}
         scaler = torch.amp.GradScaler(pipe.device.type, init_scale=2.0**14, enabled=half)
-        totals, readings = torch.zeros(len(self.learners), device=pipe.device), 0
+        totals, readings = torch.zeros(len(self.concepts), device=pipe.device), 0
         with ExitStack() as stack:
-            stack.callback(self.report.close)
-            for learner in self.learners:
-                stack.enter_context(learner.swapped_in(text_pairs(pipe)))
+            stack.callback(self.log.close)
+            for concept in self.concepts:
+                stack.enter_context(concept.swapped_in(find_text_encoders(pipe)))
             try:
                 while self.step < c.max_train_steps:
                     losses = self._accumulate(scaler)
-                    self._move(scaler)
+                    self._optimizer_step(scaler)
                     if half and _overflowed(scaler):
                         continue  # the same samples again, at half the scale: no step is lost
                     totals, readings, self.step = totals + losses, readings + 1, self.step + 1
-                    self.report.bar.update()
+                    self.log.bar.update()
                     if self.step % LOG_EVERY == 0 or self.step == c.max_train_steps:
-                        self._read(reduce(totals / readings, "mean"))
+                        self._log(reduce(totals / readings, "mean"))
                         totals, readings = torch.zeros_like(totals), 0
-                    self._look()
+                    self._validate()
                     if c.checkpointing_steps and self.step % c.checkpointing_steps == 0:
                         self._save()
                     if self.callback is not None:
                         self.callback(self.step)
-                self.inversions |= {w: x.current() for w, x in zip(self.words, self.learners)}
+                self.inversions |= {w: x.current() for w, x in zip(self.words, self.concepts)}
             except BaseException:  # an interruption too: what was trained is kept
-                for word, learner in zip(self.words, self.learners):
+                for word, concept in zip(self.words, self.concepts):
                     with contextlib.suppress(ValueError):  # raw rows may have become infinite: not to hide the error
-                        self.inversions[word] = learner.current()
+                        self.inversions[word] = concept.current()
                 if len(self.inversions) == len(self.words) and c.output_dir is not None and self.step:
                     self._save()
                     logger.warning(f'Stopped at step {self.step}; go on with resume_from_checkpoint="latest".')
@@ -133,32 +131,32 @@ class Loop:
         if self.adapter is not None:
             self.adapter.train(self.step >= c.adapter_start_step)
         losses = []
-        for learner in self.learners:
+        for concept in self.concepts:
             total = torch.zeros((), device=pipe.device)
             for micro in range(c.gradient_accumulation_steps):
                 number = (self.step * c.gradient_accumulation_steps + micro) * self.processes.num_processes
                 first = (number + self.processes.process_index) * c.train_batch_size
                 with autocast:
-                    loss = self._loss(learner, first)
+                    loss = self._loss(concept, first)
                 scaler.scale(loss / c.gradient_accumulation_steps).backward()
                 total = total + loss.detach() / c.gradient_accumulation_steps
             losses.append(total)
         return torch.stack(losses)
 
-    def _loss(self, learner: Learner, first: int) -> torch.Tensor:
+    def _loss(self, concept: TrainableConcept, first: int) -> torch.Tensor:
         """Of the batch that begins at sample `first`, a scalar."""
         c, pipe, family = self.config, self.pipe, self.family
-        batch = learner.samples.batch(first, c.train_batch_size, pipe.device)
-        conditioning = family.encode_prompts(pipe, batch.prompts, batch.zero_pads)
+        batch = concept.samples.batch(first, c.train_batch_size, pipe.device)
+        conditioning = family.encode_prompts(batch.prompts, batch.zero_pads)
         if c.dco_beta:  # how much better than without the adapter, as a log-likelihood (arXiv 2402.12004)
             with torch.no_grad(), self.adapter.off():
-                base = family.loss(pipe, self.noise_scheduler, batch, conditioning)
-            loss = -logsigmoid(-c.dco_beta * (family.loss(pipe, self.noise_scheduler, batch, conditioning) - base))
+                base = family.loss(batch, conditioning)
+            loss = -logsigmoid(-c.dco_beta * (family.loss(batch, conditioning) - base))
         else:
-            loss = family.loss(pipe, self.noise_scheduler, batch, conditioning)
-        return loss + c.reg_lambda * learner.pull() if c.reg_lambda else loss
+            loss = family.loss(batch, conditioning)
+        return loss + c.reg_lambda * concept.distance_to_start() if c.reg_lambda else loss
 
-    def _move(self, scaler: torch.amp.GradScaler) -> None:
+    def _optimizer_step(self, scaler: torch.amp.GradScaler) -> None:
         """A step of all optimizers; where gradients are not finite, of none but the one that leaves such rows out itself."""
         gradients = []
         for optimizer in self.optimizers:
@@ -174,17 +172,17 @@ class Loop:
             for optimizer, _ in gradients:
                 scaler.step(optimizer)
         elif not scaler.is_enabled():
-            self.left_out += 1
+            self.skipped_steps += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _read(self, losses: torch.Tensor) -> None:
+    def _log(self, losses: torch.Tensor) -> None:
         skipped = sum(int(s["skipped"].sum()) for o in self.optimizers for s in o.state.values() if "skipped" in s)
-        skipped += self.left_out
-        others = {w: x.figures() for w, x in zip(self.words, self.learners)}
-        self.report.figures(self.step, dict(zip(self.words, losses.tolist())), others, skipped)
+        skipped += self.skipped_steps
+        others = {w: x.metrics() for w, x in zip(self.words, self.concepts)}
+        self.log.write_metrics(self.step, dict(zip(self.words, losses.tolist())), others, skipped)
 
-    def _look(self) -> None:
+    def _validate(self) -> None:
         """Pictures on the way, if it is time for them."""
         c = self.config
         due = self.step % c.validation_steps == 0 or self.step == c.max_train_steps
@@ -192,12 +190,12 @@ class Loop:
             prompts = [c.validation_prompt] if isinstance(c.validation_prompt, str) else c.validation_prompt
             prompts = [p.replace("{}", word) for p in prompts for word in (self.words if "{}" in p else self.words[:1])]
             with torch.no_grad():
-                self.report.pictures(self.step, validation.generate(self.pipe, self.family, prompts, c.resolution, c.seed))
+                self.log.add_images(self.step, validation.generate(self.family, prompts, c.resolution, c.seed))
 
     def _save(self) -> None:
         if self.processes.is_main_process:
             folder = self.config.output_dir
-            checkpoint.save(folder, self.step, self.learners, self.optimizers, self.adapter, self.settings)
+            checkpoint.save(folder, self.step, self.concepts, self.optimizers, self.adapter, self.settings)
             checkpoint.prune(folder, self.step, self.config.checkpoints_total_limit)  # once the new one is whole
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 
 import torch
+from torch.nn.functional import normalize
 
-from ..sphere import project, retract, unit
+from ..sphere import project, retract
 
 
 class RiemannianSGD(torch.optim.Optimizer):
@@ -90,5 +91,5 @@ class SphericalAdamW(torch.optim.AdamW):
             v.grad.sub_(prior.to(v) * (v.grad != 0).any(-1, keepdim=True), alpha=self.kappa)
         loss = super().step(closure)
         for v, _ in rows:
-            v.copy_(unit(v))
+            v.copy_(normalize(v, dim=-1))
         return loss

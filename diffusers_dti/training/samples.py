@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..data.images import Photo
+from ..families.base import Batch
 
 OBJECT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -56,21 +57,6 @@ class Crop:
     mask: Tensor | None  # (1, resolution, resolution) in [0, 1], 1 where the subject is
     original_size: tuple[int, int]  # height, width of the photo
     corner: tuple[int, int]  # top, left in the resized photo
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass needs; n samples."""
-
-    latents: Tensor  # (n, c, h, w) float32, or (n, c, frames, h, w)
-    noise: Tensor  # as latents
-    weights: Tensor | None  # (n, 1, h, w), of mean 1 in each sample: how much each place counts in the loss
-    timesteps: Tensor  # (n,) int64, where in the training scheduler's noise levels
-    prompts: list[str]
-    original_sizes: list[tuple[int, int]]
-    crop_corners: list[tuple[int, int]]
-    resolution: tuple[int, int]
-    zero_pads: list[int]  # tokens of zero embedding before each prompt
 
 
 def make_crops(
@@ -120,7 +106,7 @@ def _mix(*numbers: int) -> int:
     return state % 2**63
 
 
-class Samples:
+class TrainingSamples:
     """The training set with its latents cached: sample number k is the same in every run of a seed.
 
     Args:
@@ -153,7 +139,7 @@ class Samples:
         return hashlib.sha256(b"".join([*parts, repr(self.captions).encode()])).hexdigest()
 
     def batch(self, first: int, size: int, device: torch.device) -> Batch:
-        """Samples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
+        """TrainingSamples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
         drawn = [self._sample(k) for k in range(first, first + size)]
         crops, latents, noise, timesteps, prompts, zero_pads = zip(*drawn)
         return Batch(

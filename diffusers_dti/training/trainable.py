@@ -1,81 +1,159 @@
-"""One concept while it is learned: its samples, its rows in training, and what it has become so far."""
+"""What is trained: rows that take the placeholder's place in the encoder's embedding, and the concept that they make up.
+
+The table itself is never copied, resized or given a gradient: what is trained is a few KB.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import mse_loss, normalize
 
 from ..concept.inversion import DirectionalInversion
-from ..pipeline import vocabulary
-from ..pipeline.loading import Pair
-from ..sphere import angle, unit
-from .rows import TrainableRows
-from .samples import Samples
+from ..pipeline.text_encoders import TextEncoder
+from ..sphere import angle
+from .samples import TrainingSamples
+
+
+class TrainableRows(nn.Module):
+    """`scale · direction` for a concept's ids, in float32 whatever the encoder's dtype.
+
+    PEFT's `TrainableTokens` was rejected: it trains the sum of row and delta in the encoder's dtype, replaces the embedding
+    module, which breaks Gemma's scaling by √d, and needs the table to be resized first.
+
+    Args:
+        ids: the concept's token ids, n of them.
+        direction: (n, d) float32, the trained parameter; for classic textual inversion the raw row.
+        scale: (n,) float32; ones for classic textual inversion.
+        train_magnitude: also train a factor on the scale, by its logarithm, (n, 1), which keeps it positive.
+    """
+
+    ids: Tensor
+    initial_scale: Tensor
+
+    def __init__(self, ids: list[int], direction: Tensor, scale: Tensor, train_magnitude: bool = False):
+        super().__init__()
+        self.direction = nn.Parameter(direction.clone())
+        self.log_factor = nn.Parameter(torch.zeros(len(ids), 1)) if train_magnitude else None
+        self.register_buffer("initial_scale", scale[:, None].clone())
+        self.register_buffer("ids", torch.tensor(ids))
+        self._inside = False
+
+    @property
+    def scale(self) -> Tensor:
+        """The norms, (n, 1)."""
+        return self.initial_scale if self.log_factor is None else self.initial_scale * self.log_factor.exp()
+
+    def forward(self) -> Tensor:
+        """Return the rows, (n, d)."""
+        return self.scale * self.direction
+
+    @contextmanager
+    def swapped_in(self, encoder: TextEncoder) -> Iterator[None]:
+        """Show the encoder these rows wherever the ids are, within the block."""
+        handles = [m.register_forward_hook(self._replace) for m in encoder.embedding_modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._inside:  # `functional_call` below runs this hook as well
+            return None
+        assert isinstance(module, nn.Embedding)
+        hit = args[0][..., None] == self.ids
+        # Through the module itself, since Gemma's multiplies what it looks up by √d. Without its padding index, because torch
+        # drops the gradient of that row, which would be one of ours.
+        padding, module.padding_idx, self._inside = module.padding_idx, None, True
+        try:
+            rows = functional_call(module, {"weight": self().to(module.weight.dtype)}, (hit.int().argmax(-1),))
+        finally:
+            module.padding_idx, self._inside = padding, False
+        return torch.where(hit.any(-1, keepdim=True), rows, output)
 
 
 @dataclass(frozen=True)
-class Learner:
-    """A concept that is loaded in the pipeline, in training."""
+class TrainableConcept:
+    """A concept in training, which is loaded in the pipeline.
+
+    Args:
+        initial: the concept at the start.
+        samples: what it is trained on.
+        rows: the rows in training, by component.
+        raw: whether the rows themselves are trained (classic textual inversion), not their directions.
+    """
 
     initial: DirectionalInversion
-    samples: Samples
-    rows: dict[str, TrainableRows]  # by component
-    raw: bool  # the rows themselves are trained (classic textual inversion), not their directions
+    samples: TrainingSamples
+    rows: dict[str, TrainableRows]
+    raw: bool
 
     @classmethod
     def start(
         cls,
         initial: DirectionalInversion,
-        samples: Samples,
-        pairs: Mapping[str, Pair],
+        samples: TrainingSamples,
+        encoders: Mapping[str, TextEncoder],
         raw: bool = False,
         train_magnitude: bool = False,
-    ) -> "Learner":
-        """Begin at a concept that is loaded: with its directions, or its rows as they are."""
+    ) -> "TrainableConcept":
+        """Start from a concept that is loaded: from its directions, or with `raw` from its rows."""
         rows = {}
-        for component, (_, encoder) in pairs.items():
-            ids = vocabulary.ledger_of(encoder).entries[initial.placeholder_token].ids
+        for component, encoder in encoders.items():
+            ids = encoder.token_ids(initial.placeholder_token)
             if raw:
                 trained = TrainableRows(ids, initial.embeddings[component], torch.ones(len(ids)))
             else:
                 trained = TrainableRows(ids, initial.directions[component], initial.scales[component], train_magnitude)
-            rows[component] = trained.to(encoder.device)
+            rows[component] = trained.to(encoder.model.device)
         return cls(initial, samples, rows, raw)
 
+    @property
+    def placeholder_token(self) -> str:
+        """The word that stands for the concept in prompts."""
+        return self.initial.placeholder_token
+
     @contextmanager
-    def swapped_in(self, pairs: Mapping[str, Pair]) -> Iterator[None]:
-        """While open, the encoders see the rows in training."""
+    def swapped_in(self, encoders: Mapping[str, TextEncoder]) -> Iterator[None]:
+        """Show the encoders the rows in training, within the block."""
         with ExitStack() as stack:
-            for component, (_, encoder) in pairs.items():
+            for component, encoder in encoders.items():
                 stack.enter_context(self.rows[component].swapped_in(encoder))
             yield
 
     def current(self) -> DirectionalInversion:
-        """The concept as it is now."""
+        """Return the concept as it is now.
+
+        Raises:
+            ValueError: if raw rows have become zero or infinite.
+        """
         if self.raw:
-            raw = {component: r().detach() for component, r in self.rows.items()}
-            return DirectionalInversion.from_embeddings(self.initial.placeholder_token, raw, self.initial.metadata)
-        directions = {component: r.direction.detach().cpu().clone() for component, r in self.rows.items()}
-        scales = {component: r.scale.detach().cpu().flatten() for component, r in self.rows.items()}
+            raw = {component: rows().detach() for component, rows in self.rows.items()}
+            return DirectionalInversion.from_embeddings(self.placeholder_token, raw, self.initial.metadata)
+        directions = {component: rows.direction.detach().cpu().clone() for component, rows in self.rows.items()}
+        scales = {component: rows.scale.detach().cpu().flatten() for component, rows in self.rows.items()}
         return replace(self.initial, directions=directions, scales=scales)
 
-    def pull(self) -> Tensor:
-        """Squared distance of the rows to where they began: the mean over entries, summed over encoders (CrossInit)."""
+    def distance_to_start(self) -> Tensor:
+        """Return the squared distance of the rows to their start: mean over entries, summed over encoders (CrossInit)."""
         starts = self.initial.embeddings
-        return torch.stack([mse_loss(r(), starts[c].to(r.direction.device)) for c, r in self.rows.items()]).sum()
+        distances = [mse_loss(rows(), starts[c].to(rows.direction.device)) for c, rows in self.rows.items()]
+        return torch.stack(distances).sum()
 
-    def digests(self) -> dict[str, str]:
-        """What tells this training from another one: photos and captions, and where it starts."""
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests that identify the training: its photos and captions, and its start."""
         rows = b"".join(e.numpy().tobytes() for e in self.initial.embeddings.values())
         return {"photos": self.samples.digest(), "start": hashlib.sha256(rows).hexdigest()}
 
-    def figures(self) -> dict[str, float]:
-        """Angle to the initializer in degrees, and norm: means over all vectors."""
-        now = {component: r().detach().cpu() for component, r in self.rows.items()}
-        angles = torch.cat([angle(unit(e), self.initial.directions[component]) for component, e in now.items()])
+    def metrics(self) -> dict[str, float]:
+        """Return the angle to the initializer in degrees and the norm, means over all vectors."""
+        now = {component: rows().detach().cpu() for component, rows in self.rows.items()}
+        angles = torch.cat([angle(normalize(e, dim=-1), self.initial.directions[c]) for c, e in now.items()])
         norms = torch.cat([torch.linalg.vector_norm(e, dim=-1) for e in now.values()])
         return {"angle": angles.rad2deg().mean().item(), "norm": norms.mean().item()}

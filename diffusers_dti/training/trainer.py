@@ -12,20 +12,24 @@ from typing import Any
 from diffusers.utils import logging
 from PIL import Image
 
-from .. import families
 from ..concept import hub
 from ..concept.inversion import DirectionalInversion
+from ..concept.methods import METHODS
 from ..data.images import ImageInput, Photo, load_photos
+from ..families import find_family
 from ..pipeline import loading, vocabulary
-from ..pipeline.offload import checkpointed, frozen, weights_at_hand
+from ..pipeline.offload import offload_disabled
+from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
+from ..pipeline.vocabulary import word_rows
 from . import checkpoint, validation
 from .adapter import Adapter
 from .config import DTIConfig
 from .distributed import processes
-from .initializer import contextual_rows, initializer_rows
+from .frozen import frozen, gradient_checkpointing
+from .initializer import contextual_rows
 from .loop import Loop
-from .samples import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, Samples, make_crops
-from .trainable import Learner
+from .samples import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples, make_crops
+from .trainable import TrainableConcept
 
 logger = logging.get_logger(__name__)
 
@@ -57,15 +61,14 @@ class DTITrainer:
 
     def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
-        self.family = families.find(pipe)
+        self.family = find_family(pipe)
         self._given = replace(config or DTIConfig(), **overrides)
         self.config = self._given.resolved(self.family)
-        self.family.training_scheduler(pipe)
         if self.config.adapter is not None:
             Adapter.check(pipe, self._denoiser)
         if self.config.validation_prompt:
             validation.check(pipe)
-        if self.config.resolution % (side := self.family.resolution_step(pipe)):
+        if self.config.resolution % (side := self.family.resolution_step):
             raise ValueError(
                 f"This pipeline needs a resolution that is a multiple of {side}, got {self.config.resolution}: "
                 f"{max(self.config.resolution // side, 1) * side} would do."
@@ -117,19 +120,21 @@ class DTITrainer:
         adapter, loaded = None, []
         try:
             for word, concept in initial.items():
-                loading.place(self.pipe, concept, self.config.pooling, adopt=False)
+                loading.inject(self.pipe, concept, self.config.pooling, reuse_existing=False)
                 loaded.append(word)
-            denoisers = [self.pipe.components[n] for n in self.family.DENOISERS if self.pipe.components.get(n) is not None]
-            with frozen(self.pipe), checkpointed(denoisers, self.config.gradient_checkpointing):
-                learners = [self._learner(initial[word], photos[word]) for word in photos]
+            with (
+                frozen(self.pipe),
+                gradient_checkpointing(self.family.present_denoisers().values(), self.config.gradient_checkpointing),
+            ):
+                concepts = [self._trainable(initial[word], photos[word]) for word in photos]
                 if self.config.adapter is not None:
                     name = "-".join(photos)
                     adapter = Adapter(
                         self.pipe, self._denoiser, self.config.adapter, self.config.adapter_rank, name, self.config.seed
                     )
                 on_step = None if callback_on_step_end is None else lambda step: callback_on_step_end(self, step)
-                loop = Loop(self.pipe, self.family, self.config, learners, adapter, on_step)
-                self.history, self.validation_images = loop.report.history, loop.report.images
+                loop = Loop(self.family, self.config, concepts, adapter, on_step)
+                self.history, self.validation_images = loop.log.history, loop.log.images
                 self.inversions, self.adapter = loop.inversions, adapter
                 try:
                     loop.run()
@@ -137,9 +142,9 @@ class DTITrainer:
                     if adapter is not None:
                         adapter.keep()
                         adapter.train(False)
-                for learner in learners:
-                    for component, (_, encoder) in self._pairs().items():
-                        vocabulary.set_rows(encoder, component, self.inversions[learner.initial.placeholder_token])
+                for concept in concepts:
+                    for encoder in self._encoders().values():
+                        vocabulary.set_rows(encoder, self.inversions[concept.placeholder_token])
         except BaseException:
             loading.unload_directional_inversion(self.pipe, loaded)
             if adapter is not None:
@@ -175,8 +180,8 @@ class DTITrainer:
         return hub.push(self.inversion, repo_id, adapter=self.adapter, angle=angle, **kwargs)
 
     # -------------------------------------------------------------------------------------------------------- the start
-    def _pairs(self) -> dict[str, loading.Pair]:
-        return loading.text_pairs(self.pipe)
+    def _encoders(self) -> dict[str, TextEncoder]:
+        return find_text_encoders(self.pipe)
 
     def _placeholder(self) -> str:
         missing = [n for n in ("placeholder_token", "initializer_token") if getattr(self._given, n) is None]
@@ -204,26 +209,26 @@ class DTITrainer:
     @property
     def _denoiser(self) -> str:
         """The model that an adapter is trained in."""
-        present = [n for n in self.family.DENOISERS if self.pipe.components.get(n) is not None]
+        present = list(self.family.present_denoisers())
         if len(present) > 1:
             raise ValueError(f"An adapter is trained in one model, and {type(self.pipe).__name__} has {' and '.join(present)}.")
         return present[0]
 
     def _initial(self, word: str) -> DirectionalInversion:
         """The initializer's directions, at the scale that the method starts from."""
-        c, pairs = self.config, self._pairs()
-        if c.method == "crossinit":
+        c, encoders = self.config, self._encoders()
+        if METHODS[c.method].contextual_start:
             with frozen(self.pipe):
-                rows = contextual_rows(pairs, self._initializer(word), c.num_vectors)
+                rows = contextual_rows(encoders, self._initializer(word), c.num_vectors)
         else:
-            rows = initializer_rows(pairs, self._initializer(word), c.num_vectors)
+            rows = word_rows(encoders, self._initializer(word), c.num_vectors)
         initial = DirectionalInversion.from_embeddings(word, rows, self.metadata(word))
         if c.raw or c.token_scale == "initializer":
             return initial
         with ExitStack() as stack:
-            for _, encoder in pairs.values():
-                stack.enter_context(weights_at_hand(encoder))
-            scaled = loading.rescale(pairs, initial, c.token_scale)
+            for encoder in encoders.values():
+                stack.enter_context(offload_disabled(encoder.model))
+            scaled = rescale(encoders, initial, c.token_scale)
         return replace(scaled, metadata=initial.metadata)
 
     def _settings(self, placeholder_token: str) -> dict[str, Any]:
@@ -242,7 +247,7 @@ class DTITrainer:
         return {
             "initializer": settings["initializer_token"],
             "base_model": Path(base).name if os.path.isdir(base) else base,  # a local path is nobody else's business
-            "family": self.family.NAME,
+            "family": self.family.name,
             "method": c.method,
             "scale_rule": "learned" if c.raw or c.train_magnitude else c.token_scale,
             "pooling": c.pooling,
@@ -250,29 +255,29 @@ class DTITrainer:
             "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
         }
 
-    def _learner(self, initial: DirectionalInversion, photos: Sequence[Photo]) -> Learner:
-        c, pipe, family = self.config, self.pipe, self.family
+    def _trainable(self, initial: DirectionalInversion, photos: Sequence[Photo]) -> TrainableConcept:
+        c, family = self.config, self.family
         templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
         captions = [photo.caption for photo in photos]
         self._check_prompts(initial.placeholder_token, [*templates, *filter(None, captions)])
         crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed, c.random_flip)
-        samples = Samples(
+        samples = TrainingSamples(
             crops,
-            family.encode_images(pipe, logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
+            family.encode_images(logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
             templates,
             captions,
             initial.placeholder_token,
-            family.training_scheduler(pipe).config.num_train_timesteps,
+            family.scheduler.config.num_train_timesteps,
             c.seed,
             c.zero_pad,
         )
-        return Learner.start(initial, samples, self._pairs(), c.raw, c.train_magnitude)
+        return TrainableConcept.start(initial, samples, self._encoders(), c.raw, c.train_magnitude)
 
     def _check_prompts(self, word: str, prompts: Sequence[str]) -> None:
         """Whether the whole token fits into the tokenizer's window in each prompt: else it would learn nothing."""
-        for tokenizer, encoder in self._pairs().values():
-            own = set(vocabulary.ledger_of(encoder).entries[word].ids)
-            length = min(self.family.TEXT_LENGTH, tokenizer.model_max_length) - (MAX_ZEROS if self.config.zero_pad else 0)
+        for encoder in self._encoders().values():
+            own, tokenizer = set(encoder.token_ids(word)), encoder.tokenizer
+            length = min(self.family.text_length, tokenizer.model_max_length) - (MAX_ZEROS if self.config.zero_pad else 0)
             for prompt in prompts:
                 ids = tokenizer(prompt.replace("{}", word), truncation=True, max_length=length).input_ids
                 if not own <= set(ids):

@@ -4,27 +4,28 @@ import copy
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from diffusers import ModularPipeline
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipeline.loading import text_pairs
+from ..families.base import Family
+from ..pipeline.text_encoders import find_text_encoders
 
 GAP = 4  # pixels between pictures
 
 
-def generate(pipe: Any, family: ModuleType, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
+def generate(family: Family, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
     """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
+    pipe = family.pipe
     before, scheduler = getattr(pipe, "_progress_bar_config", {}), pipe.scheduler
-    sides = {tokenizer: tokenizer.padding_side for tokenizer, _ in text_pairs(pipe).values()}  # SANA's call sets it
+    sides = {e.tokenizer: e.tokenizer.padding_side for e in find_text_encoders(pipe).values()}  # SANA's call sets it
     pipe.set_progress_bar_config(**{**before, "disable": True})
     pipe.scheduler = copy.deepcopy(scheduler)
     try:
         return [
-            family.draw(pipe, prompt, resolution, torch.Generator("cpu").manual_seed(seed + i))
+            family.generate(prompt, resolution, torch.Generator("cpu").manual_seed(seed + i))
             for i, prompt in enumerate(prompts)
         ]
     finally:

@@ -28,9 +28,10 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from diffusers_dti import families
-from diffusers_dti.training.rows import TrainableRows
+from diffusers_dti.families import find_family
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.training.samples import Batch
+from diffusers_dti.training.trainable import TrainableRows
 
 PROMPT = "a photo of a <dog> on the beach"
 
@@ -74,12 +75,11 @@ def measure(family: str, how: str, share: float, device: str, steps: int) -> dic
     ).to(device)  # fmt: skip
     latents = torch.randn(shape, device=device)
     batch = Batch(latents, latents.flip(-1), None, torch.tensor([500], device=device), [PROMPT], [], [], (0, 0), [0])
-    module = families.find(pipe)
-    scheduler = module.training_scheduler(pipe)
+    module = find_family(pipe)
 
     def condition():
         if how == "real":
-            return module.encode_prompts(pipe, batch.prompts, batch.zero_pads)
+            return module.encode_prompts(batch.prompts, batch.zero_pads)
         if family == "sana":
             states, mask = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device=device)[:2]
             return {"context": states, "mask": mask}
@@ -94,10 +94,10 @@ def measure(family: str, how: str, share: float, device: str, steps: int) -> dic
     if device == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # the peak of building the model is not the step's (Linux)
     before, seconds = memory(), []
-    with rows.swapped_in(pipe.text_encoder):
+    with rows.swapped_in(find_text_encoders(pipe)["text_encoder"]):
         for _ in range(steps):
             start = time.perf_counter()
-            module.loss(pipe, scheduler, batch, condition()).backward()
+            module.loss(batch, condition()).backward()
             gradient = rows.direction.grad.norm().item()  # waits for the device
             rows.direction.grad = None
             seconds.append(time.perf_counter() - start)

@@ -16,7 +16,7 @@ from test_third_party import ONE, THREE, TWO, rows
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.cli import main
 from diffusers_dti.concept.convert import PROGRAMS, convert
-from diffusers_dti.concept.source import contents
+from diffusers_dti.concept.source import read_stored
 from diffusers_dti.pipeline.tokenizer import token_names
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
@@ -42,7 +42,7 @@ CONCEPTS = {  # metadata, rows, the keys for ComfyUI and those for OneTrainer by
 
 def saved(folder, metadata, truth, word="<dog>"):
     DirectionalInversion.from_embeddings(word, truth, metadata).save_pretrained(folder)
-    return contents(folder).rows
+    return read_stored(folder).rows
 
 
 @pytest.mark.parametrize("kind", CONCEPTS)
@@ -70,7 +70,7 @@ def test_round_trips_keep_every_bit(kind, tmp_path):
     for program in PROGRAMS if onetrainer else PROGRAMS[:3]:  # one after the other, and back
         there = convert(source, program, tmp_path / program)
         convert(there[0].parent if program == "diffusers" else there[0], "diffusers", tmp_path / f"from {program}")
-        again = contents(tmp_path / f"from {program}")
+        again = read_stored(tmp_path / f"from {program}")
         assert again.placeholder == "<dog>"
         assert again.metadata | metadata | {"encoders": None} == again.metadata | {"encoders": None}
         assert again.rows.keys() == truth.keys()

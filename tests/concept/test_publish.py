@@ -418,7 +418,7 @@ trainer = DTITrainer(
     train_batch_size=1, output_dir=Path("here/out").resolve(), validation_steps=1,
     validation_prompt=["a {} on the beach", "a red {}"],
 )
-draw = trainer.family.draw
+draw = trainer.family.generate
 trainer.fit(photos)
 trainer.push_to_hub("user/dti-rex", token="hf_write")
 report([[p.getpixel((3, 3)) for p in trainer.validation_images[2]], trainer.history[-1]["angle"]])

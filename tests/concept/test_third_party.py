@@ -135,11 +135,11 @@ def test_code_in_pickles_is_never_run(sd, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"emp_params_out": L}, "emp_params_out stand in for what the encoder gives"),
-        ({"clip_l": L, "clip_l_out": L}, "clip_l_out stand in"),
+        ({"emp_params_out": L}, "emp_params_out replace the encoder's output"),
+        ({"clip_l": L, "clip_l_out": L}, "clip_l_out replace"),
         ({"t5": T5, "t5xxl": T5}, "not clear which encoders t5, t5xxl"),
         ({"emb_params": L, "clip_g": G}, "not clear which encoders"),
-        ({"bundle_emb.<dog>.clip_x": L}, "no encoder of the name clip_x"),
+        ({"bundle_emb.<dog>.clip_x": L}, "no encoder called clip_x"),
         ({"lora_unet_a.up": L, "lora_unet_a.down": L}, "must hold one tensor.*clip_l"),
         ({}, "must hold one tensor"),
         ({"<dog>": torch.ones(1, 1, 8)}, r"rows \(n, d\) expected, got \(1, 1, 8\)"),
@@ -149,7 +149,7 @@ def test_code_in_pickles_is_never_run(sd, tmp_path):
         ({"string_to_param": L}, "rows of one word"),
         ({"clip_l": L, "clip_g": G, "t5": T5, "gemma": GEMMA}, "no pipeline has all of"),
         ([L], "it holds a list"),
-        ({0: L}, "it holds a dict, and no tensors by name"),
+        ({0: L}, "it holds a dict, not tensors by name"),
     ],
 )
 def test_what_cannot_be_a_concept_says_why(tensors, message, tmp_path):
@@ -232,7 +232,7 @@ def test_the_same_key_is_another_component_elsewhere(kind, key, component, tmp_p
     loaded = pipe.load_directional_inversion(tmp_path / "zo.safetensors", token="<zo>")
     torch.testing.assert_close(rows_in(pipe, component, "<zo>"), truth[0])
     assert list(loaded.directions) == [component]
-    assert loaded.metadata["encoders"] == {component: third_party.KEYS[key]}
+    assert loaded.metadata["encoders"] == {component: third_party.known_keys()[key]}
     missing = {"flux": "text_encoder", "sd3": "text_encoder, text_encoder_2"}.get(kind)
     assert (f"<zo> has nothing for {missing}:" in said.text) if missing else ("has nothing" not in said.text)
     # once more through our own file
@@ -251,7 +251,7 @@ def test_sd3_without_its_t5(tmp_path, said):
 
 def test_fewer_encoders_than_the_pipeline(sdxl, said):
     sdxl.load_directional_inversion({"clip_l": rows(16)}, token="<one>")
-    assert "<one> has nothing for text_encoder_2: there it stays an ordinary, unknown word" in said.text
+    assert "<one> has nothing for text_encoder_2: there it remains an ordinary, unknown word" in said.text
     sdxl.load_directional_inversion({"clip_g": rows(24)}, token="<two>")
     assert "<two> has nothing for text_encoder:" in said.text
     sdxl.load_directional_inversion({"<three>": rows(24, vectors=1)})  # a file that says nothing goes by width
@@ -295,7 +295,7 @@ def test_wans_own_concept_is_not_pixarts(tmp_path):
 
 
 def test_vectors_of_different_widths():
-    with pytest.raises(ValueError, match=r"vectors are of different widths, \[16, 24\]"):
+    with pytest.raises(ValueError, match=r"vectors have different widths, \[16, 24\]"):
         DirectionalInversion.from_pretrained({"<t>": torch.ones(1, 16), "<t>_1": torch.ones(1, 24)})
 
 

@@ -97,7 +97,7 @@ def cosine(a, b):
 def test_likeness_to_the_photos(dinov2, pictures, subject):
     from transformers import Dinov2Model
 
-    metric = metrics.find(f"dinov2={dinov2}", "cpu")
+    metric = metrics.get_metric(f"dinov2={dinov2}", "cpu")
     got = metric(pictures, [""] * len(pictures), subject)
     model = Dinov2Model.from_pretrained(dinov2).double().eval()
 
@@ -126,7 +126,7 @@ def test_probability_of_the_text(siglip, pictures, subject):
     from transformers import AutoTokenizer, SiglipModel
 
     texts = (TEXTS * 6)[: len(pictures)]
-    got = metrics.find(f"siglip={siglip}", "cpu")(pictures, texts, subject)
+    got = metrics.get_metric(f"siglip={siglip}", "cpu")(pictures, texts, subject)
     tokenizer, model = AutoTokenizer.from_pretrained(siglip), SiglipModel.from_pretrained(siglip).double().eval()
     scale, bias, expected = model.logit_scale.exp().item(), model.logit_bias.item(), []
     for picture, text in zip(pictures, texts):
@@ -144,7 +144,7 @@ def test_cosine_with_the_text(clip, pictures, subject):
     from transformers import CLIPModel, CLIPTokenizer
 
     texts = (TEXTS * 6)[: len(pictures)]
-    got = metrics.find(f"clip={clip}", "cpu")(pictures, texts, subject)
+    got = metrics.get_metric(f"clip={clip}", "cpu")(pictures, texts, subject)
     tokenizer, model = CLIPTokenizer.from_pretrained(clip), CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
     model.vision_model.double(), model.visual_projection.double()  # transformers 4's mask of the text overflows in float64
     expected = []
@@ -174,14 +174,14 @@ def test_float32_by_pil_and_without_gradients(siglip):
 def test_models_that_cannot_be_had(tmp_path, name, model):
     model = model.format(tmp=tmp_path)
     with pytest.raises(OSError, match=f"{model} cannot be had.*give the folder of a copy"):
-        metrics.find(f"{name}={model}", "cpu")
+        metrics.get_metric(f"{name}={model}", "cpu")
 
 
 def test_the_defaults_are_the_papers(monkeypatch):
     opened = []
     monkeypatch.setattr(metrics, "_open", lambda opener, model, **kwargs: opened.append(model) or torch.nn.Identity())
     for name in metrics.METRICS:
-        metrics.find(name, "cpu")
+        metrics.get_metric(name, "cpu")
     assert list(dict.fromkeys(opened)) == [
         "facebook/dinov2-base",
         "google/siglip-base-patch16-512",
@@ -201,7 +201,7 @@ def test_a_tokenizer_that_needs_a_package(siglip, monkeypatch):
 @pytest.mark.parametrize("spec", ["dino", "", "dinov2=", "lpips=folder", "metric.txt:score"])
 def test_metrics_that_there_are_not(spec):
     with pytest.raises(ValueError, match="dinov2, siglip, clip.*path/to/file.py:function"):
-        metrics.find(spec)
+        metrics.get_metric(spec)
 
 
 def test_a_metric_of_ones_own(tmp_path, pictures, subject):
@@ -214,10 +214,10 @@ def test_a_metric_of_ones_own(tmp_path, pictures, subject):
         "    return {'width': [Width(WEIGHT).factor * p.width + len(subject.photos) for p in pictures]}\n"
     )
     path = list(sys.path)
-    metric = metrics.find(f"{tmp_path}/json.py:width", "cpu")
+    metric = metrics.get_metric(f"{tmp_path}/json.py:width", "cpu")
     assert metric(pictures[:2], TEXTS[:2], subject) == {"width": [83.0, 83.0]}
     assert sys.path == path and sys.modules["json"] is json
     with pytest.raises(ValueError, match="no function 'height'; it has Width, width"):
-        metrics.find(f"{tmp_path}/json.py:height")
+        metrics.get_metric(f"{tmp_path}/json.py:height")
     with pytest.raises(OSError, match="no file .*none.py"):
-        metrics.find(f"{tmp_path}/none.py:width")
+        metrics.get_metric(f"{tmp_path}/none.py:width")

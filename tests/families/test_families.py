@@ -6,8 +6,12 @@ import pytest
 import torch
 from tiny_pipelines import generate
 
-from diffusers_dti import DTITrainer, families
-from diffusers_dti.training.samples import Batch, Samples
+from diffusers_dti import DTITrainer
+from diffusers_dti.families import find_family
+from diffusers_dti.families.sana import Sana
+from diffusers_dti.families.stable_diffusion import StableDiffusion, StableDiffusionXL
+from diffusers_dti.families.wan import Wan
+from diffusers_dti.training.samples import Batch, TrainingSamples
 
 NAMES = ["sdxl", "sd", "sana", "sprint", "wan", "wan22"]
 PROMPTS = ["a dog on the beach", "a cat"]
@@ -15,37 +19,36 @@ UNTIDY = [" A Dog on  the beach &amp; a tower ", "a cat"]  # each pipeline has i
 
 
 def test_pipelines_find_their_families(request, sdxl, sd, wan):
-    modules = {"sdxl": "sdxl", "sd": "sd", "sana": "sana", "sprint": "sana", "wan": "wan", "wan22": "wan"}
-    for name, module in modules.items():
-        assert families.find(request.getfixturevalue(name)).__name__ == f"diffusers_dti.families.{module}"
+    classes = {"sdxl": StableDiffusionXL, "sd": StableDiffusion, "sana": Sana, "sprint": Sana, "wan": Wan, "wan22": Wan}
+    for name, family in classes.items():
+        pipe = request.getfixturevalue(name)
+        assert type(find_family(pipe)) is family and find_family(pipe).pipe is pipe
     sdxl.text_encoder = None  # the refiner
     listed = "SDXL, Stable Diffusion 1.5 and 2.x, SANA, Wan"
-    with pytest.raises(
-        ValueError, match=f"supported for {listed}, with all their components; StableDiffusionXLPipeline is none"
-    ):
-        families.find(sdxl)
+    with pytest.raises(ValueError, match=f"supports {listed}, with all their components; StableDiffusionXLPipeline is not one"):
+        find_family(sdxl)
     sd.unet.register_to_config(in_channels=9)  # inpainting
-    with pytest.raises(ValueError, match="StableDiffusionPipeline is none"):
+    with pytest.raises(ValueError, match="StableDiffusionPipeline is not one"):
         DTITrainer(sd)
     wan.transformer.register_to_config(in_channels=36)  # image to video
-    with pytest.raises(ValueError, match="WanPipeline is none"):
+    with pytest.raises(ValueError, match="WanPipeline is not one"):
         DTITrainer(wan)
 
 
 def test_compiled_unets_are_trained_and_those_of_videos_refused(sd):
     plain = sd.unet
     sd.unet = torch.compile(plain)
-    assert families.find(sd).NAME == "Stable Diffusion 1.5 and 2.x"
+    assert find_family(sd).name == "Stable Diffusion 1.5 and 2.x"
     sd.unet = torch.nn.Module()  # another class with the same settings, as AnimateDiff's
     sd.unet.config = plain.config
-    with pytest.raises(ValueError, match="StableDiffusionPipeline is none"):
-        families.find(sd)
+    with pytest.raises(ValueError, match="StableDiffusionPipeline is not one"):
+        find_family(sd)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_conditioning_is_the_pipelines_own(name, request):
     pipe = request.getfixturevalue(name)
-    ours = families.find(pipe).encode_prompts(pipe, UNTIDY, [0, 0])
+    ours = find_family(pipe).encode_prompts(UNTIDY, [0, 0])
     settings = {"do_classifier_free_guidance": False, "device": "cpu"}
     if name in ("sana", "sprint"):
         settings.pop("do_classifier_free_guidance") if name == "sprint" else None
@@ -68,7 +71,7 @@ def test_conditioning_is_the_pipelines_own(name, request):
 def test_latents_are_the_pipelines_own(name, request):
     pipe = request.getfixturevalue(name)
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
-    encoded = families.find(pipe).encode_images(pipe, pixels)
+    encoded = find_family(pipe).encode_images(pixels)
     posterior = pipe.vae.encode(pixels).latent_dist
     for i, (mean, std) in enumerate(encoded):
         torch.testing.assert_close(mean[0], posterior.mean[i] * 0.13, rtol=1e-4, atol=1e-5)
@@ -80,7 +83,7 @@ def test_latents_decode_as_the_pipeline_decodes_its_own(name, request):
     """A picture encoded by us, decoded by the pipeline's call, is the VAE's reconstruction of it."""
     pipe = request.getfixturevalue(name)
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
-    ((latents, std),) = families.find(pipe).encode_images(pipe, pixels)
+    ((latents, std),) = find_family(pipe).encode_images(pixels)
     assert not std.any() and latents.shape == {"sana": (1, 4, 8, 8), "wan": (1, 16, 1, 4, 4)}[name]
     pipe.scheduler.set_begin_index = lambda *args: None
     pipe.scheduler.step = lambda noise, t, sample, **kwargs: (sample,)  # nothing is denoised
@@ -105,9 +108,9 @@ def _batch(pipe, size=2, **changes):
 
 
 def _loss(pipe, batch):
-    family = families.find(pipe)
-    conditioning = family.encode_prompts(pipe, batch.prompts, batch.zero_pads)
-    return family.loss(pipe, family.training_scheduler(pipe), batch, conditioning)
+    family = find_family(pipe)
+    conditioning = family.encode_prompts(batch.prompts, batch.zero_pads)
+    return family.loss(batch, conditioning)
 
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
@@ -141,13 +144,13 @@ def test_a_schedulers_flow_shift_plays_no_part_and_its_kind_does(sana, wan):
 
     even = (1000 - torch.arange(1000)) / 1000
     for pipe in (sana, wan):
-        torch.testing.assert_close(families.find(pipe).training_scheduler(pipe).sigmas, even)
+        torch.testing.assert_close(find_family(pipe).scheduler.sigmas, even)
     wan.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    torch.testing.assert_close(families.find(wan).training_scheduler(wan).sigmas, 3 * even / (1 + 2 * even))
+    torch.testing.assert_close(find_family(wan).scheduler.sigmas, 3 * even / (1 + 2 * even))
     wan.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
-    torch.testing.assert_close(families.find(wan).training_scheduler(wan).sigmas, even)
+    torch.testing.assert_close(find_family(wan).scheduler.sigmas, even)
     sana.scheduler = diffusers.DDIMScheduler()
-    with pytest.raises(ValueError, match="DDIMScheduler with prediction_type 'epsilon' is no scheduler for flow matching"):
+    with pytest.raises(ValueError, match="DDIMScheduler with prediction_type 'epsilon' is not a scheduler for flow matching"):
         DTITrainer(sana)
 
 
@@ -203,10 +206,10 @@ def test_the_defaults_are_the_authors(sdxl, sana, wan):
 
 @pytest.mark.parametrize("name", ["sana", "wan22"])
 def test_half_precision_and_gradient_checkpointing(name, request, photos, monkeypatch):
-    """A bfloat16 pipeline's VAE encodes in float32, all denoisers are checkpointed, and everything is as before."""
+    """A bfloat16 pipeline's VAE encodes in float32, all denoisers are gradient_checkpointing, and everything is as before."""
     pipe = request.getfixturevalue(name).to(torch.bfloat16)
-    family, seen = families.find(pipe), {}
-    models = [pipe.components[n] for n in family.DENOISERS if pipe.components.get(n) is not None]
+    family, seen = find_family(pipe), {}
+    models = [pipe.components[n] for n in family.denoisers if pipe.components.get(n) is not None]
     encode = pipe.vae.encode
 
     def encoding(pixels):
@@ -220,10 +223,10 @@ def test_half_precision_and_gradient_checkpointing(name, request, photos, monkey
         trainer = DTITrainer(pipe, **settings, gradient_checkpointing=checkpointing)
 
         def note(trainer, step):
-            seen["checkpointed"] = [m.is_gradient_checkpointing for m in models]
+            seen["gradient_checkpointing"] = [m.is_gradient_checkpointing for m in models]
 
         learned = trainer.fit(photos, callback_on_step_end=note)
-        assert seen == {"vae": {torch.float32}, "checkpointed": [checkpointing] * len(models)}
+        assert seen == {"vae": {torch.float32}, "gradient_checkpointing": [checkpointing] * len(models)}
         assert not any(m.is_gradient_checkpointing for m in models)
         assert {p.dtype for p in pipe.vae.parameters()} == {torch.bfloat16}
         assert learned.directions["text_encoder"].dtype == torch.float32
@@ -261,7 +264,7 @@ def test_every_family_learns(name, request, photos, monkeypatch):
     """On samples that stay the same the loss falls."""
     pipe = request.getfixturevalue(name)
     batch = _batch(pipe, prompts=["a photo of a <dog>", "a red <dog>"])
-    monkeypatch.setattr(Samples, "batch", lambda self, first, size, device: batch)
+    monkeypatch.setattr(TrainingSamples, "batch", lambda self, first, size, device: batch)
     settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "train_batch_size": 2}
     trainer = DTITrainer(pipe, **settings, gradient_accumulation_steps=1, max_train_steps=60, learning_rate=0.005)
     trainer.fit(photos)
@@ -285,6 +288,6 @@ def test_the_forward_process_is_the_schedulers(sdxl, name, settings):
     import diffusers
 
     sdxl.scheduler = getattr(diffusers, name).from_config(sdxl.scheduler.config, **settings)
-    made = families.find(sdxl).training_scheduler(sdxl)
+    made = find_family(sdxl).scheduler
     assert torch.equal(made.alphas_cumprod, sdxl.scheduler.alphas_cumprod)
     assert made.config.prediction_type == settings.get("prediction_type", "epsilon")

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_dti import DTITrainer, families
+from diffusers_dti import DTITrainer
+from diffusers_dti.families import find_family
 from diffusers_dti.families.unpadded import encoder_inputs
-from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.training.rows import TrainableRows
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
+from diffusers_dti.training.trainable import TrainableRows
 
 PROMPTS = ["a photo of a <dog> on the beach near the red tower", "a <dog>", "a cat and a <dog>, <dog>"]
 
@@ -31,17 +32,17 @@ def test_conditioning_and_gradient_are_those_of_the_padded_way(name, vectors, si
     pipe = request.getfixturevalue(name)
     made = concept(pipe, vectors=vectors)
     pipe.load_directional_inversion(made)
-    entry = vocabulary.ledger_of(pipe.text_encoder).entries["<dog>"]
+    entry = find_text_encoders(pipe)["text_encoder"].concepts["<dog>"]
     results = []
     for how in ("padded", "real"):
         rows = TrainableRows(entry.ids, made.directions["text_encoder"], made.scales["text_encoder"])
-        with rows.swapped_in(pipe.text_encoder):
+        with rows.swapped_in(find_text_encoders(pipe)["text_encoder"]):
             if how == "padded":
                 pipe.tokenizer.padding_side = "right"  # what Wan's pipeline takes for granted, and SANA's sets
                 states, mask = padded(pipe, PROMPTS)
             else:
                 pipe.tokenizer.padding_side = side
-                made_here = families.find(pipe).encode_prompts(pipe, PROMPTS, [0, 0, 0])
+                made_here = find_family(pipe).encode_prompts(PROMPTS, [0, 0, 0])
                 assert pipe.tokenizer.padding_side == side
                 states, mask = made_here["context"], made_here.get("mask", torch.ones(made_here["context"].shape[:2]))
         real = [s[m > 0] for s, m in zip(states, mask)]
@@ -62,7 +63,7 @@ def test_the_denoiser_predicts_the_same(name, request):
     """With the padding left out, where it is masked; Wan's, which is not, is there."""
     pipe = request.getfixturevalue(name)
     prompts = [p.replace("<dog>", "dog") for p in PROMPTS]
-    ours = families.find(pipe).encode_prompts(pipe, prompts, [0, 0, 0])
+    ours = find_family(pipe).encode_prompts(prompts, [0, 0, 0])
     states, mask = padded(pipe, prompts)
     shape = (3, 4, 8, 8) if name == "sana" else (3, 16, 1, 4, 4)
     arguments = {"hidden_states": torch.randn(shape), "timestep": torch.tensor([900.0, 500.0, 10.0])}
@@ -80,7 +81,7 @@ def test_zero_pads_are_tokens_with_a_zero_row(name, request):
     """As the authors have them: a token of its own whose embedding is zero, before the first word."""
     pipe = request.getfixturevalue(name)
     prompts, zeros = ["a dog on the beach", "a cat", "a"], [2, 0, 15]
-    ours = families.find(pipe).encode_prompts(pipe, prompts, zeros)
+    ours = find_family(pipe).encode_prompts(prompts, zeros)
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     tokenizer.add_tokens(["<zero>"])
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -101,9 +102,9 @@ def test_zero_pads_are_tokens_with_a_zero_row(name, request):
 
 def test_long_prompts_are_cut_off(sana, wan):
     long = "a dog " * 400
-    assert families.find(sana).encode_prompts(sana, [long], [0])["context"].shape[1] == 300
-    assert families.find(sana).encode_prompts(sana, [long, "a"], [3, 1])["mask"].sum(-1).tolist() == [300, 3]
-    assert families.find(wan).encode_prompts(wan, [long], [2])["context"].shape[1] == 512
+    assert find_family(sana).encode_prompts([long], [0])["context"].shape[1] == 300
+    assert find_family(sana).encode_prompts([long, "a"], [3, 1])["mask"].sum(-1).tolist() == [300, 3]
+    assert find_family(wan).encode_prompts([long], [2])["context"].shape[1] == 512
 
 
 def test_cut_prompts_keep_their_end(wan):
@@ -140,7 +141,7 @@ def test_an_embedding_is_looked_up_once(sana):
 @pytest.mark.parametrize("name", ["sana", "wan"])
 def test_zero_padding_leaves_nothing_behind(name, request, photos):
     pipe = request.getfixturevalue(name)
-    rows, tokens = len(vocabulary.table(pipe.text_encoder)), len(pipe.tokenizer)
+    rows, tokens = len(pipe.text_encoder.get_input_embeddings().weight), len(pipe.tokenizer)
     settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 3}
     drawn = []
 
@@ -149,10 +150,10 @@ def test_zero_padding_leaves_nothing_behind(name, request, photos):
 
     learned = DTITrainer(pipe, **settings, zero_pad=True).fit(photos, callback_on_step_end=note)
     assert drawn == [tokens + 1] * 3 and len(pipe.tokenizer) == tokens + 1
-    assert len(vocabulary.table(pipe.text_encoder)) == max(rows, tokens + 1)  # UMT5's has room
+    assert len(pipe.text_encoder.get_input_embeddings().weight) == max(rows, tokens + 1)  # UMT5's has room
     assert learned.num_vectors == 1 and learned.metadata["training"]["zero_pad"] is True
     pipe.unload_directional_inversion()
-    assert (len(vocabulary.table(pipe.text_encoder)), len(pipe.tokenizer)) == (rows, tokens)
+    assert (len(pipe.text_encoder.get_input_embeddings().weight), len(pipe.tokenizer)) == (rows, tokens)
 
 
 def test_zero_padding_is_refused_where_it_cannot_be(sdxl):

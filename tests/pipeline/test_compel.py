@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 compel = pytest.importorskip("compel")
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def tokens_of(pipe, concept):
 @pytest.fixture(params=[1, 3])
 def loaded(unet_pipe, concept, request):
     """A pipeline with a concept, and the tokens that `<dog>` stands for."""
-    for tokenizer, _ in text_pairs(unet_pipe).values():
+    for tokenizer in [e.tokenizer for e in find_text_encoders(unet_pipe).values()]:
         if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # which copies of CLIP's tokenizer lose, as ours here
             tokenizer._wrap_decode_method_backend_tokenizer()
     made = unet_pipe.load_directional_inversion(concept(unet_pipe, vectors=request.param))

@@ -13,12 +13,11 @@ from scipy.stats import percentileofscore
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.cli import main
 from diffusers_dti.pipeline.inspection import family, figure, from_vocabulary, inspect, table
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
-def vocabulary(pair):
+def vocabulary(tokenizer, encoder):
     """Ids of the words whose rows are not zero, and the rows, in float64."""
-    tokenizer, encoder = pair
     rows = encoder.get_input_embeddings().weight.detach().double().numpy()[: len(tokenizer)]
     ids = [i for i in range(len(rows)) if np.linalg.norm(rows[i]) > 0 and tokenizer.convert_ids_to_tokens(i)[:1] != "⟦"]
     return ids, rows[ids]
@@ -32,24 +31,25 @@ def test_what_is_said_of_each_vector(pipe, concept):
     found = inspect(made, pipe, nearest=3)
     assert json.loads(json.dumps(found)) == found
     assert (found["placeholder_token"], found["num_vectors"], found["metadata"]) == ("<dog>", 2, {"initializer": "dog cat"})
-    for component, pair in text_pairs(pipe).items():
-        encoder, (ids, rows) = found["encoders"][component], vocabulary(pair)
+    for component, text_encoder in find_text_encoders(pipe).items():
+        encoder, (ids, rows) = found["encoders"][component], vocabulary(text_encoder.tokenizer, text_encoder.model)
         norms = np.linalg.norm(rows, axis=1)
         words = encoder["vocabulary"]
         assert words["words"] == sum(words["counts"]) == len(norms) and len(words["edges"]) == len(words["counts"]) + 1
         np.testing.assert_allclose([words[k] for k in ("min", "mean", "max")], [norms.min(), norms.mean(), norms.max()], 1e-5)
-        own = pair[1].get_input_embeddings().weight.detach().double().numpy()
+        own = text_encoder.weight.detach().double().numpy()
         for i, vector in enumerate(encoder["vectors"]):
             v = made.embeddings[component][i].double().numpy()
             assert vector["norm"] == pytest.approx(np.linalg.norm(v))
             assert vector["percentile"] == pytest.approx(percentileofscore(norms, np.linalg.norm(v)), abs=0.1)
             assert vector["times_mean"] == pytest.approx(np.linalg.norm(v) / norms.mean())
-            word = own[pair[0]("dog cat", add_special_tokens=False).input_ids[i]]
+            word = own[text_encoder.tokenizer("dog cat", add_special_tokens=False).input_ids[i]]
             cosine = v @ word / np.linalg.norm(v) / np.linalg.norm(word)
             assert vector["angle"] == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-3)
             cosines = rows @ v / norms / np.linalg.norm(v)
             best = np.argsort(-cosines)[:3]
-            assert [x["token"] for x in vector["nearest"]] == [pair[0].convert_ids_to_tokens(ids[k]) for k in best]
+            tokens = [text_encoder.tokenizer.convert_ids_to_tokens(ids[k]) for k in best]
+            assert [x["token"] for x in vector["nearest"]] == tokens
             np.testing.assert_allclose([x["cosine"] for x in vector["nearest"]], cosines[best], 1e-4)
 
 

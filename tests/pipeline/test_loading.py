@@ -14,8 +14,7 @@ from tiny_pipelines import generate
 
 import diffusers_dti
 from diffusers_dti import DirectionalInversion, DirectionalTextualInversionMixin, register
-from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
 def test_one_call_fills_every_encoder(pipe, concept, tmp_path):
@@ -23,7 +22,7 @@ def test_one_call_fills_every_encoder(pipe, concept, tmp_path):
     made.save_pretrained(tmp_path)
     loaded = pipe.load_directional_inversion(str(tmp_path))
     assert pipe.directional_inversions == {"<dog>": loaded}
-    for component in text_pairs(pipe):
+    for component in find_text_encoders(pipe):
         assert torch.equal(rows_in(pipe, component), made.embeddings[component][0])
     assert (generate(pipe, "a <dog>") != generate(pipe, "a dog")).any()
 
@@ -60,13 +59,17 @@ def test_stock_diffusers_reads_what_we_save_for_sana_and_wan(name, request, conc
 def test_tables_never_shrink(name, request, concept):
     """T4: UMT5's is larger than its tokenizer."""
     pipe = request.getfixturevalue(name)
-    before = len(vocabulary.table(pipe.text_encoder))
+    before = len(pipe.text_encoder.get_input_embeddings().weight)
     room = before - len(pipe.tokenizer)
     assert room == {"sana": 0, "wan": 2}[name]
     for number, word in enumerate(("<a>", "<b>", "<c>"), 1):
         pipe.load_directional_inversion(concept(pipe, word))
-        assert len(vocabulary.table(pipe.text_encoder)) == max(before, len(pipe.tokenizer)) == before + max(0, number - room)
-    modules = vocabulary.embedding_modules(pipe.text_encoder)
+        assert (
+            len(pipe.text_encoder.get_input_embeddings().weight)
+            == max(before, len(pipe.tokenizer))
+            == before + max(0, number - room)
+        )
+    modules = find_text_encoders(pipe)["text_encoder"].embedding_modules()
     assert len({id(m) for m in modules}) == {"sana": 1, "wan": len(modules)}[name]
     assert all(m.weight is pipe.text_encoder.get_input_embeddings().weight for m in modules)  # UMT5's ties
 
@@ -95,7 +98,7 @@ def test_upper_case_is_refused_where_prompts_are_lower_cased(sana, wan, concept,
     from diffusers_dti import DTITrainer
 
     before = states(sana)
-    message = "SanaPipeline lower-cases prompts and would never see <Dog>: call it <dog>"
+    message = "SanaPipeline lower-cases prompts, so <Dog> would never match: use <dog>"
     with pytest.raises(ValueError, match=message):
         sana.load_directional_inversion(concept(sana, "<Dog>"))
     with pytest.raises(ValueError, match=message):
@@ -117,9 +120,9 @@ def test_placeholders_that_would_not_come_through(wan, concept, photos, word):
     from diffusers_dti import DTITrainer
 
     before = states(wan)
-    with pytest.raises(ValueError, match="mends prompts before it reads them, and would never see .*plain letters"):
+    with pytest.raises(ValueError, match="cleans prompts before tokenizing them, which would remove .*plain letters"):
         wan.load_directional_inversion(concept(wan), token=word)
-    with pytest.raises(ValueError, match="mends prompts"):
+    with pytest.raises(ValueError, match="cleans prompts"):
         DTITrainer(wan, placeholder_token=word, initializer_token="dog", resolution=32).fit(photos)
     assert not differing(states(wan), before)
 
@@ -142,7 +145,7 @@ def test_captions_that_are_cleaned(sana, concept, caplog, tmp_path):
         pixart.load_directional_inversion(concept(pixart, "mydog"))
         assert not caplog.text
         pixart.load_directional_inversion(concept(pixart))
-        assert "PixArtSigmaPipeline takes <dog> out of prompts unless it is called with clean_caption=False" in caplog.text
+        assert "PixArtSigmaPipeline removes <dog> from prompts unless it is called with clean_caption=False" in caplog.text
     finally:
         diffusers_dti.pipeline.loading.logger.removeHandler(caplog.handler)
 
@@ -160,7 +163,7 @@ def test_the_instruction_before_the_prompt(sana, concept, vectors):
     embedding = sana.text_encoder.get_input_embeddings()
     with embedding.register_forward_hook(lambda module, args, out: seen.append(args[0])):
         with_it = generate(sana, "a <dog>", max_sequence_length=300)
-    ids = vocabulary.ledger_of(sana.text_encoder).entries["<dog>"].ids
+    ids = find_text_encoders(sana)["text_encoder"].token_ids("<dog>")
     found = [i for i in seen[0][0].tolist() if i in ids]
     assert found == ids and seen[0].shape[1] > 1000
     assert not torch.equal(with_it, generate(sana, "a <dog>", complex_human_instruction=None))
@@ -229,7 +232,7 @@ def test_pooling_is_the_concepts_own_unless_said(sdxl, concept):
 def test_several_vectors_work_in_the_prompt(pipe, concept, vectors):
     pipe.load_directional_inversion(concept(pipe, "<rex>", vectors))
     pipe.load_directional_inversion(concept(pipe, "<cat>", seed=3))
-    names = vocabulary.ledger_of(pipe.text_encoder).entries["<rex>"].names
+    names = find_text_encoders(pipe)["text_encoder"].concepts["<rex>"].tokens
     written_out = generate(pipe, f"a {''.join(names)} near a <cat>")
     assert torch.equal(generate(pipe, "a <rex> near a <cat>"), written_out)
     assert torch.equal(generate(pipe, ["a <rex> near a <cat>"]), written_out)
@@ -239,8 +242,8 @@ def test_several_vectors_work_in_the_prompt(pipe, concept, vectors):
 def test_token_scale_repairs_an_inflated_embedding(sdxl, concept):
     inflated = concept(sdxl, scale=20.0)
     sdxl.load_directional_inversion(inflated, token_scale="mean")
-    for component, pair in text_pairs(sdxl).items():
-        norm = vocabulary.norm_statistic(*pair, "mean")
+    for component, encoder in find_text_encoders(sdxl).items():
+        norm = encoder.norm("mean")
         assert rows_in(sdxl, component).norm().item() == pytest.approx(norm, rel=1e-6)
     sdxl.unload_directional_inversion()
     sdxl.load_directional_inversion(inflated, token_scale=0.5)
@@ -314,7 +317,7 @@ def test_other_pipelines_of_the_same_parts_draw_the_token(unet_pipe, kind, conce
     other = getattr(diffusers, type(pipe).__name__.removesuffix("Pipeline") + kind + "Pipeline").from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     other.load_directional_inversion(concept(pipe, vectors=3))
-    names = "".join(vocabulary.ledger_of(pipe.text_encoder).entries["<dog>"].names)
+    names = "".join(find_text_encoders(pipe)["text_encoder"].concepts["<dog>"].tokens)
     inputs = {"image": Image.new("RGB", (16, 16), "red"), "strength": 1.0, "num_inference_steps": 2, "output_type": "np"}
     if kind == "Inpaint":
         inputs |= {"mask_image": Image.new("L", (16, 16), 255), "height": 16, "width": 16}
@@ -346,9 +349,12 @@ def test_save_and_reopen(sdxl, concept, tmp_path):
     assert len(reopened.tokenizer) == rows
     torch.testing.assert_close(generate(reopened, "a <dog> near <rex>"), pair, **close)
     reopened.unload_directional_inversion()
-    for component, (tokenizer, encoder) in text_pairs(reopened).items():
-        assert len(tokenizer) == before[f"{component} length"] == len(vocabulary.table(encoder))
-        assert vocabulary.table(encoder).detach().view(torch.uint8).numpy().tobytes() == before[f"{component} table"]
+    for component, text_encoder in find_text_encoders(reopened).items():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
+        assert len(tokenizer) == before[f"{component} length"] == len(encoder.get_input_embeddings().weight)
+        assert (
+            encoder.get_input_embeddings().weight.detach().view(torch.uint8).numpy().tobytes() == before[f"{component} table"]
+        )
 
 
 def test_stock_diffusers_reopens_a_saved_pipeline(sdxl, concept, tmp_path):
@@ -384,7 +390,7 @@ def test_from_single_file(sdxl, concept, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     made = concept(pipe, vectors=2)
     pipe.load_directional_inversion(made)
-    names = "".join(vocabulary.ledger_of(pipe.text_encoder).entries["<dog>"].names)
+    names = "".join(find_text_encoders(pipe)["text_encoder"].concepts["<dog>"].tokens)
     assert torch.equal(generate(pipe, "a <dog>"), generate(pipe, f"a {names}"))
 
 

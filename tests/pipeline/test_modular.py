@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
-from diffusers_dti.pipeline import loading, vocabulary
+from diffusers_dti.pipeline import loading, text_encoders, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}
 GUIDED = {"negative_prompt": "blurry", "guidance_scale": 5.0}
@@ -93,7 +93,7 @@ def test_errors_leave_it_as_it_was(ordinary, sd, concept, monkeypatch):
     made = modular(ordinary)
     made.load_directional_inversion(concept(ordinary, vectors=2))
     before = states(made)
-    with pytest.raises(ValueError, match="<dog> is loaded already"):
+    with pytest.raises(ValueError, match="<dog> is already loaded"):
         made.load_directional_inversion(concept(ordinary))
     with pytest.raises(ValueError, match="is for text_encoder, 5 wide"):
         made.load_directional_inversion({"<cat>": torch.ones(5)})
@@ -145,7 +145,8 @@ def test_components_that_are_not_loaded_yet(sdxl, concept, tmp_path, monkeypatch
         made.load_directional_inversion(concept(sdxl))
     assert made.text_encoder is None and made.tokenizer is None
     warnings = []
-    monkeypatch.setattr(loading.logger, "warning", warnings.append)
+    for module in (loading, text_encoders):
+        monkeypatch.setattr(module.logger, "warning", warnings.append)
     made.load_components(["text_encoder_2", "tokenizer_2"])
     made.load_directional_inversion(concept(sdxl))
     (warning,) = warnings
@@ -177,7 +178,7 @@ def test_placeholders_that_would_not_come_through(wan, concept, word):
     """As in the ordinary pipeline; the function that mends prompts is beside the blocks."""
     made = modular(wan)
     before = states(made)
-    with pytest.raises(ValueError, match="WanModularPipeline mends prompts before it reads them, and would never see"):
+    with pytest.raises(ValueError, match="WanModularPipeline cleans prompts before tokenizing them, which would remove"):
         made.load_directional_inversion(concept(wan), token=word)
     assert not differing(states(made), before)
 
@@ -197,10 +198,10 @@ def test_saved_with_a_concept_in_it(sdxl, concept, tmp_path):
     again = ModularPipeline.from_pretrained(str(tmp_path))
     again.load_components()
     again.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDED["guidance_scale"]))
-    id, rows = again.tokenizer.convert_tokens_to_ids("<dog>"), len(vocabulary.table(again.text_encoder))
-    assert torch.equal(vocabulary.table(again.text_encoder)[id], concept(sdxl).embeddings["text_encoder"][0])
+    id, rows = again.tokenizer.convert_tokens_to_ids("<dog>"), len(again.text_encoder.get_input_embeddings().weight)
+    assert torch.equal(again.text_encoder.get_input_embeddings().weight[id], concept(sdxl).embeddings["text_encoder"][0])
     again.load_directional_inversion(concept(sdxl))  # which is there already
-    assert len(vocabulary.table(again.text_encoder)) == rows
+    assert len(again.text_encoder.get_input_embeddings().weight) == rows
     both = [picture(p, "a <dog> on the beach") for p in (again, made)]
     torch.testing.assert_close(*both, rtol=0, atol=TOLERANCE)
 

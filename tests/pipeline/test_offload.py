@@ -5,7 +5,8 @@ import torch
 from helpers import differing, hooks, states
 
 from diffusers_dti import DTITrainer
-from diffusers_dti.pipeline.offload import frozen, in_float32
+from diffusers_dti.families.base import upcast
+from diffusers_dti.training.frozen import frozen
 
 OFFLOADS = ["enable_model_cpu_offload", "enable_sequential_cpu_offload"]
 
@@ -72,7 +73,7 @@ def test_in_float32_goes_back_to_the_same_bits(sdxl):
     sdxl.vae.post_quant_conv.to(torch.float16)  # mixed, as diffusers' own upcasting leaves it
     sdxl.vae.register_buffer("shift", torch.ones(3, dtype=torch.bfloat16))  # `to` replaces buffers, not their data
     before = {k: v.clone() for k, v in sdxl.vae.state_dict().items()}
-    with in_float32(sdxl.vae):
+    with upcast(sdxl.vae):
         assert {p.dtype for p in sdxl.vae.parameters()} == {torch.float32}
     after = sdxl.vae.state_dict()
     assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())

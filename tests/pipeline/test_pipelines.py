@@ -11,8 +11,7 @@ import torch
 from helpers import differing, states
 from tiny_pipelines import clip_encoder, clip_tokenizer, gemma_encoder, gemma_tokenizer, t5_encoder, t5_tokenizer
 
-from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.pipeline.tokenizer import token_names
 
 # these look into a component that is left out here, as soon as they are made
@@ -82,17 +81,18 @@ def build(name, parts):
 def test_load_and_unload(name, parts, concept):
     pipe = build(name, parts)
     before = states(pipe)
-    ordinary = {c: t("a dog on the beach").input_ids for c, (t, _) in text_pairs(pipe).items()}
+    ordinary = {c: e.tokenizer("a dog on the beach").input_ids for c, e in find_text_encoders(pipe).items()}
     single, several = concept(pipe), concept(pipe, "<rex>", vectors=3, seed=1)
     pipe.load_directional_inversion(single)
     pipe.load_directional_inversion(several)
-    for component, (tokenizer, encoder) in text_pairs(pipe).items():
+    for component, text_encoder in find_text_encoders(pipe).items():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         names = token_names("<rex>", 3)
         pieces = tokenizer.tokenize("a <dog> near <rex>, on the beach")
         assert pieces.count("<dog>") == 1
         assert pieces[pieces.index(names[0]) :][:3] == names
         for made, ids in ((single, ["<dog>"]), (several, names)):
-            rows = vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids(ids)]
+            rows = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(ids)]
             assert torch.equal(rows, made.embeddings[component])
         assert tokenizer("a dog on the beach").input_ids == ordinary[component]
         assert encoder(**tokenizer(["a <rex>"], return_tensors="pt"))[0].isfinite().all()

@@ -9,15 +9,16 @@ from tiny_pipelines import generate
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 
 
 def test_100_loads_and_unloads_leave_no_trace(pipe, concept):
-    for tokenizer, encoder in text_pairs(pipe).values():
+    for text_encoder in find_text_encoders(pipe).values():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         tokenizer.add_tokens(["<own>"])  # T18: a tokenizer's own tokens are not special in all families
         encoder.resize_token_embeddings(len(tokenizer))
     generate(pipe, "a dog")  # hooks that encoders install at their first call are not ours
-    table = vocabulary.table(pipe.text_encoder)
+    table = pipe.text_encoder.get_input_embeddings().weight
     table.requires_grad_(False)
     before = states(pipe)
     for i in range(100):
@@ -55,9 +56,11 @@ def test_a_stock_token_loaded_between_keeps_its_row(sd, concept):
     sd.unload_directional_inversion()
     for p in (sd, alone):
         id = p.tokenizer.convert_tokens_to_ids("<stock>")
-        assert torch.equal(vocabulary.table(p.text_encoder)[id], stock["<stock>"])
+        assert torch.equal(p.text_encoder.get_input_embeddings().weight[id], stock["<stock>"])
     assert sd.tokenizer("a <stock>").input_ids == alone.tokenizer("a <stock>").input_ids
-    assert torch.equal(vocabulary.table(sd.text_encoder), vocabulary.table(alone.text_encoder)[: len(sd.tokenizer)])
+    assert torch.equal(
+        sd.text_encoder.get_input_embeddings().weight, alone.text_encoder.get_input_embeddings().weight[: len(sd.tokenizer)]
+    )
 
 
 def test_spare_rows_are_used_and_put_back(sd, concept):
@@ -65,24 +68,28 @@ def test_spare_rows_are_used_and_put_back(sd, concept):
     rows = len(sd.tokenizer) + 2
     sd.text_encoder.resize_token_embeddings(rows)
     with torch.no_grad():
-        vocabulary.table(sd.text_encoder)[-2:] = torch.randn(2, 16)
+        sd.text_encoder.get_input_embeddings().weight[-2:] = torch.randn(2, 16)
     before = states(sd)
-    parameter = vocabulary.table(sd.text_encoder)
+    parameter = sd.text_encoder.get_input_embeddings().weight
     sd.load_directional_inversion(concept(sd, "<a>"))
-    assert vocabulary.table(sd.text_encoder) is parameter  # nothing was copied
+    assert sd.text_encoder.get_input_embeddings().weight is parameter  # nothing was copied
     sd.load_directional_inversion(concept(sd, "<b>", vectors=2))
-    assert len(vocabulary.table(sd.text_encoder)) == rows + 1 == sd.text_encoder.config.vocab_size
+    assert len(sd.text_encoder.get_input_embeddings().weight) == rows + 1 == sd.text_encoder.config.vocab_size
     sd.unload_directional_inversion("<a>")
     alone = concept(sd, "<b>", vectors=2).embeddings["text_encoder"]
-    assert torch.equal(vocabulary.table(sd.text_encoder)[rows - 2 :], alone) and sd.text_encoder.config.vocab_size == rows
+    assert (
+        torch.equal(sd.text_encoder.get_input_embeddings().weight[rows - 2 :], alone)
+        and sd.text_encoder.config.vocab_size == rows
+    )
     sd.unload_directional_inversion("<b>")
     assert not differing(states(sd), before)
 
 
 def test_the_scale_is_over_the_original_vocabulary(pipe, concept):
     """T21: neither our rows nor a stock token's count, nor rows of norm 0 or without a token (UMT5's)."""
-    for _, (tokenizer, encoder) in text_pairs(pipe).items():
-        norms = vocabulary.table(encoder).detach()[: len(tokenizer)].double().norm(dim=-1)
+    for text_encoder in find_text_encoders(pipe).values():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
+        norms = encoder.get_input_embeddings().weight.detach()[: len(tokenizer)].double().norm(dim=-1)
         expected = {r: getattr(norms[norms > 0], r)().item() for r in ("mean", "min", "max")}
         for word in ("<a>", "<b>"):
             pipe.load_directional_inversion(concept(pipe, word, scale=20.0, vectors=2))
@@ -90,10 +97,10 @@ def test_the_scale_is_over_the_original_vocabulary(pipe, concept):
             {"<stock>": torch.full((encoder.config.hidden_size,), 9.0)}, tokenizer=tokenizer, text_encoder=encoder
         )
         for rule, value in expected.items():
-            assert vocabulary.norm_statistic(tokenizer, encoder, rule) == pytest.approx(value, rel=1e-6)
+            assert text_encoder.norm(rule) == pytest.approx(value, rel=1e-6)
         pipe.unload_directional_inversion()
     with pytest.raises(ValueError, match='must be "mean"'):
-        vocabulary.norm_statistic(tokenizer, encoder, "median")
+        text_encoder.norm("median")
 
 
 def test_the_table_grows_without_resizing(sdxl, concept, monkeypatch):
@@ -104,10 +111,13 @@ def test_the_table_grows_without_resizing(sdxl, concept, monkeypatch):
 
     for encoder in (sdxl.text_encoder, sdxl.text_encoder_2):
         monkeypatch.setattr(encoder, "resize_token_embeddings", refuse)
-    before = [vocabulary.table(e).detach().clone() for e in (sdxl.text_encoder, sdxl.text_encoder_2)]
+    before = [e.get_input_embeddings().weight.detach().clone() for e in (sdxl.text_encoder, sdxl.text_encoder_2)]
     sdxl.load_directional_inversion(concept(sdxl, vectors=2))
     for old, encoder in zip(before, (sdxl.text_encoder, sdxl.text_encoder_2)):
-        assert torch.equal(vocabulary.table(encoder)[: len(old)], old) and len(vocabulary.table(encoder)) == len(old) + 2
+        assert (
+            torch.equal(encoder.get_input_embeddings().weight[: len(old)], old)
+            and len(encoder.get_input_embeddings().weight) == len(old) + 2
+        )
 
 
 def test_tied_weights_stay_tied(sd, concept):
@@ -119,20 +129,20 @@ def test_tied_weights_stay_tied(sd, concept):
     sd.load_directional_inversion(concept(sd))
     assert encoder.extra.weight is encoder.copy.weight is encoder.get_input_embeddings().weight
     assert encoder.extra.out_features == encoder.copy.num_embeddings == len(sd.tokenizer)
-    assert len(vocabulary.embedding_modules(encoder)) == 2
+    assert len(TextEncoder("text_encoder", sd.tokenizer, encoder).embedding_modules()) == 2
 
 
 def test_a_taken_placeholder_is_refused(sdxl, concept):
     made = concept(sdxl)
     sdxl.load_directional_inversion(made)
     before = states(sdxl)
-    with pytest.raises(ValueError, match=r"<dog> is loaded already.*unload_directional_inversion\('<dog>'\)"):
+    with pytest.raises(ValueError, match=r"<dog> is already loaded.*unload_directional_inversion\('<dog>'\)"):
         sdxl.load_directional_inversion(made)
     with pytest.raises(ValueError, match=r"dog</w> is in the vocabulary of text_encoder already"):
         sdxl.load_directional_inversion(made, token="dog</w>")
     assert not differing(states(sdxl), before)
     sdxl.load_textual_inversion({"<stock>": torch.ones(16)})
-    with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes out"):
+    with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes it out"):
         sdxl.load_directional_inversion(made, token="<stock>")
     with pytest.raises(ValueError, match="<dog>_1 and <dog> cannot be loaded together"):
         sdxl.load_directional_inversion(made, token="<dog>_1")
@@ -149,13 +159,18 @@ def test_adopted_concepts_come_out_one_by_one(sd, concept, tmp_path):
     for x in made:
         sd.load_directional_inversion(x)
     again = reopened(sd, tmp_path)
-    rows = len(vocabulary.table(again.text_encoder))
+    rows = len(again.text_encoder.get_input_embeddings().weight)
     for x in made:
         again.load_directional_inversion(x)
-        assert len(vocabulary.table(again.text_encoder)) == rows  # nothing was added
+        assert len(again.text_encoder.get_input_embeddings().weight) == rows  # nothing was added
         again.unload_directional_inversion()
         rows -= x.num_vectors
-        assert rows == len(vocabulary.table(again.text_encoder)) == len(again.tokenizer) == again.text_encoder.config.vocab_size
+        assert (
+            rows
+            == len(again.text_encoder.get_input_embeddings().weight)
+            == len(again.tokenizer)
+            == again.text_encoder.config.vocab_size
+        )
     assert not [k for k in differing(states(again), before) if "length" in k or "table" in k or "num_embeddings" in k]
 
 
@@ -167,7 +182,7 @@ def test_adopting_does_not_shrink_a_table_with_spare_rows(sd, concept, tmp_path)
     again = reopened(sd, tmp_path)
     again.load_directional_inversion(made)
     again.unload_directional_inversion()
-    assert len(vocabulary.table(again.text_encoder)) == rows == again.text_encoder.config.vocab_size
+    assert len(again.text_encoder.get_input_embeddings().weight) == rows == again.text_encoder.config.vocab_size
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "another scale", "stock"])
@@ -181,7 +196,7 @@ def test_adoption_at_another_precision_and_scale(sd, concept, tmp_path, how):
             sd.to(torch.bfloat16)
     again = reopened(sd, tmp_path, torch_dtype=torch.float32)
     again.load_directional_inversion(made)
-    row = vocabulary.table(again.text_encoder)[again.tokenizer.convert_tokens_to_ids("<dog>")]
+    row = again.text_encoder.get_input_embeddings().weight[again.tokenizer.convert_tokens_to_ids("<dog>")]
     assert torch.equal(row, made.embeddings["text_encoder"][0])
 
 
@@ -189,7 +204,7 @@ def test_undoing_an_adoption_takes_nothing_out(sdxl, concept, tmp_path, monkeypa
     made = concept(sdxl)
     sdxl.load_directional_inversion(made)
     again = reopened(sdxl, tmp_path)
-    before, pool, calls = states(again), vocabulary._pool, []
+    before, pool, calls = states(again), vocabulary._set_pooling, []
 
     def interrupted(*args):
         calls.append(1)
@@ -197,7 +212,7 @@ def test_undoing_an_adoption_takes_nothing_out(sdxl, concept, tmp_path, monkeypa
             raise KeyboardInterrupt
         return pool(*args)
 
-    monkeypatch.setattr(vocabulary, "_pool", interrupted)
+    monkeypatch.setattr(vocabulary, "_set_pooling", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again.load_directional_inversion(made, token_scale=2.0)
     assert not differing(states(again), before)
@@ -214,14 +229,18 @@ def test_tokens_without_rows(sd, concept):
     sd.tokenizer.add_tokens(["<z>"])
     sd.unload_directional_inversion()
     sd.tokenizer("a <z>")
-    assert len(vocabulary.table(sd.text_encoder)) == sd.text_encoder.config.vocab_size == before["text_encoder num_embeddings"]
+    assert (
+        len(sd.text_encoder.get_input_embeddings().weight)
+        == sd.text_encoder.config.vocab_size
+        == before["text_encoder num_embeddings"]
+    )
 
 
 def test_another_tokenizer_in_between(sd, concept):
     before, fresh = states(sd), copy.deepcopy(sd.tokenizer)
     sd.load_directional_inversion(concept(sd))
     sd.tokenizer = fresh
-    assert vocabulary.original_rows(fresh, sd.text_encoder).sum() == len(fresh)
+    assert TextEncoder("text_encoder", fresh, sd.text_encoder).original_rows().sum() == len(fresh)
     sd.unload_directional_inversion()
     assert not differing(states(sd), before)
 

@@ -173,7 +173,7 @@ def test_on_every_family(pipe, photos, tmp_path, adapter):
     trainer = DTITrainer(pipe, **SETTINGS, adapter=adapter, max_train_steps=2)
     trainer.fit(photos)
     trainer.save_pretrained(tmp_path)
-    component = trainer.family.DENOISERS[0]
+    component = trainer.family.denoisers[0]
     state = load_file(tmp_path / FILE)
     assert state and all(k.startswith(f"{component}.") and "lora" in k for k in state)
     pipe.unload_lora_weights()

@@ -51,7 +51,7 @@ def test_only_the_newest_checkpoints_are_kept(sdxl, photos, tmp_path):
     (tmp_path / "checkpoint-best").mkdir()  # somebody's own
     DTITrainer(sdxl, **settings, checkpoints_total_limit=2).fit(photos)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-best"]
-    assert checkpoint.find(tmp_path, "latest") == tmp_path / "checkpoint-12"
+    assert checkpoint.find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-12"
     sdxl.unload_directional_inversion()  # a run from the start in the same folder does not lose its own to the older one's
     DTITrainer(sdxl, **settings | {"max_train_steps": 4}, checkpoints_total_limit=1).fit(photos)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-[0-9]*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
@@ -94,8 +94,8 @@ def test_another_runs_checkpoint_is_refused(sdxl, photos, tmp_path):
         with pytest.raises(ValueError, match="other settings: <dog> photos"):
             resuming.fit(others, captions)
     with pytest.raises(OSError, match="not a checkpoint"):
-        checkpoint.find(tmp_path, "checkpoint-99")
-    assert checkpoint.find(tmp_path / "empty", "latest") is None
+        checkpoint.find_checkpoint(tmp_path, "checkpoint-99")
+    assert checkpoint.find_checkpoint(tmp_path / "empty", "latest") is None
 
 
 def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):

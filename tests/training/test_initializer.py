@@ -4,37 +4,37 @@ import pytest
 import torch
 from tiny_pipelines import t5_encoder, t5_tokenizer
 
-from diffusers_dti.pipeline.loading import text_pairs
-from diffusers_dti.training.initializer import initializer_rows
+from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
+from diffusers_dti.pipeline.vocabulary import word_rows
 
 
 def test_a_words_rows_are_the_tables(sdxl):
-    pairs = text_pairs(sdxl)
-    rows = initializer_rows(pairs, "red toy dog", None)
-    for component, (tokenizer, encoder) in pairs.items():
-        ids = tokenizer.convert_tokens_to_ids(["red</w>", "toy</w>", "dog</w>"])
-        assert torch.equal(rows[component], encoder.get_input_embeddings().weight[ids].detach())
+    pairs = find_text_encoders(sdxl)
+    rows = word_rows(pairs, "red toy dog", None)
+    for component, encoder in pairs.items():
+        ids = encoder.tokenizer.convert_tokens_to_ids(["red</w>", "toy</w>", "dog</w>"])
+        assert torch.equal(rows[component], encoder.weight[ids].detach())
         assert rows[component].dtype == torch.float32 and not rows[component].requires_grad
 
 
 def test_more_vectors_take_them_in_turn(sdxl):
-    rows = initializer_rows(text_pairs(sdxl), "toy dog", 3)["text_encoder"]
+    rows = word_rows(find_text_encoders(sdxl), "toy dog", 3)["text_encoder"]
     assert torch.equal(rows[0], rows[2]) and not torch.equal(rows[0], rows[1])
     with pytest.raises(ValueError, match="has 2 vectors in text_encoder: num_vectors must be 2 or more"):
-        initializer_rows(text_pairs(sdxl), "toy dog", 1)
+        word_rows(find_text_encoders(sdxl), "toy dog", 1)
 
 
 def test_a_concepts_rows(sdxl, sd, concept):
     made = concept(sdxl, vectors=2)
-    rows = initializer_rows(text_pairs(sdxl), made, None)
+    rows = word_rows(find_text_encoders(sdxl), made, None)
     assert all(torch.equal(rows[c], e) for c, e in made.embeddings.items())
     with pytest.raises(ValueError, match="<dog>, has nothing for text_encoder_2"):
-        initializer_rows(text_pairs(sdxl), concept(sd), None)
+        word_rows(find_text_encoders(sdxl), concept(sd), None)
 
 
 def test_words_that_are_none(sd, tmp_path):
-    with pytest.raises(ValueError, match="'  ' is no text"):
-        initializer_rows(text_pairs(sd), "  ", None)
+    with pytest.raises(ValueError, match="'  ' has no known tokens"):
+        word_rows(find_text_encoders(sd), "  ", None)
     tokenizer = t5_tokenizer(tmp_path / "t")
-    with pytest.raises(ValueError, match="犬.*is no text"):
-        initializer_rows({"text_encoder": (tokenizer, t5_encoder(tokenizer, 16))}, "犬", None)
+    with pytest.raises(ValueError, match="犬.*has no known tokens"):
+        word_rows({"text_encoder": TextEncoder("text_encoder", tokenizer, t5_encoder(tokenizer, 16))}, "犬", None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_dti import DTITrainer
-from diffusers_dti.pipeline.loading import text_pairs
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.training.loop import MAGNITUDE_RATE
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "train_batch_size": 2}
@@ -26,7 +26,8 @@ def test_every_method_on_every_family(pipe, photos, name):
     trainer = DTITrainer(pipe, **SETTINGS, **settings, max_train_steps=2)
     start = trainer._initial("<dog>")
     learned = trainer.fit(photos)
-    for component, (tokenizer, encoder) in text_pairs(pipe).items():
+    for component, text_encoder in find_text_encoders(pipe).items():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         assert not torch.equal(learned.directions[component], start.directions[component])
         fixed = torch.equal(learned.scales[component], start.scales[component])
         assert fixed == (name in ("DTI", "DTI by AdamW", "DTI at the initializer's norm"))
@@ -41,7 +42,8 @@ def test_every_method_on_every_family(pipe, photos, name):
 
 def test_crossinit_starts_from_what_the_encoder_makes_of_the_word(pipe):
     start = DTITrainer(pipe, **SETTINGS, method="crossinit")._initial("<dog>")
-    for component, (tokenizer, encoder) in text_pairs(pipe).items():
+    for component, text_encoder in find_text_encoders(pipe).items():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         tokens = tokenizer("dog", return_tensors="pt")
         place = tokens.input_ids[0].tolist().index(tokenizer("dog", add_special_tokens=False).input_ids[0])
         with torch.no_grad():
@@ -67,12 +69,12 @@ def test_the_pull_is_the_mean_square_per_encoder(sdxl, photos):
     seen = []
 
     def look(trainer, step):
-        (learner,) = loops[0].learners
+        (concept,) = loops[0].concepts
         expected = sum(
-            ((r.direction.detach().double() - learner.initial.embeddings[c].double()) ** 2).mean()
-            for c, r in learner.rows.items()
+            ((r.direction.detach().double() - concept.initial.embeddings[c].double()) ** 2).mean()
+            for c, r in concept.rows.items()
         )
-        seen.append((learner.pull().item(), expected.item()))
+        seen.append((concept.distance_to_start().item(), expected.item()))
 
     import diffusers_dti.training.trainer as module
 
@@ -118,17 +120,17 @@ def test_the_dco_loss_of_a_changed_adapter(sdxl, photos):
 
     def look(trainer, step):
         (loop,) = loops
-        (learner,) = loop.learners
+        (concept,) = loop.concepts
         for p in loop.adapter.parameters.values():
             p.data.normal_(0, 0.3, generator=generator)
-        batch = learner.samples.batch(0, 2, torch.device("cpu"))
+        batch = concept.samples.batch(0, 2, torch.device("cpu"))
         with torch.no_grad():
-            conditioning = loop.family.encode_prompts(sdxl, batch.prompts, batch.zero_pads)
-            with_it = loop.family.loss(sdxl, loop.noise_scheduler, batch, conditioning)
+            conditioning = loop.family.encode_prompts(batch.prompts, batch.zero_pads)
+            with_it = loop.family.loss(batch, conditioning)
             sdxl.unet.disable_adapters()
-            without = loop.family.loss(sdxl, loop.noise_scheduler, batch, conditioning)
+            without = loop.family.loss(batch, conditioning)
             sdxl.unet.enable_adapters()
-            found = loop._loss(learner, 0)
+            found = loop._loss(concept, 0)
         expected = math.log1p(math.exp(100.0 * (with_it.double() - without.double())))
         assert found.item() == pytest.approx(expected, rel=1e-3) and abs(expected - math.log(2)) > 1e-3
         seen.append(step)

@@ -5,14 +5,14 @@ from PIL import Image
 
 from diffusers_dti.data.images import Photo
 from diffusers_dti.training import samples as samples_module
-from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, Samples, make_crops
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, TrainingSamples, make_crops
 
 
 def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None, **more):
     masks, captions = masks or [None] * photos, captions or [None] * photos
     crops = [Crop(n, torch.zeros(3, 8, 8), masks[n], (8, 8 + n), (0, i)) for n in range(photos) for i in range(crops_of(n))]
     posteriors = [(torch.full((1, 2, 4, 4), float(i)), torch.full((1, 2, 4, 4), 0.5)) for i in range(len(crops))]
-    return Samples(crops, posteriors, templates, captions, "<dog>", 1000, seed, **more)
+    return TrainingSamples(crops, posteriors, templates, captions, "<dog>", 1000, seed, **more)
 
 
 def test_a_sample_depends_on_its_number_alone():

@@ -14,9 +14,8 @@ from tiny_pipelines import build_sdxl, generate
 import diffusers_dti.training.trainer
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
 from diffusers_dti.data.images import Photo
-from diffusers_dti.pipeline import vocabulary
-from diffusers_dti.pipeline.loading import text_pairs
-from diffusers_dti.training.samples import Samples
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
+from diffusers_dti.training.samples import TrainingSamples
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
@@ -33,10 +32,11 @@ def test_fit_learns_loads_and_leaves_the_rest_as_it_was(sdxl, photos):
     vocabulary_before = states(sdxl)
     learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
     assert same(everything(sdxl), before)
-    for component, (tokenizer, encoder) in text_pairs(sdxl).items():
-        row = vocabulary.table(encoder)[tokenizer.convert_tokens_to_ids("<dog>")]
+    for component, text_encoder in find_text_encoders(sdxl).items():
+        tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
+        row = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("<dog>")]
         assert torch.equal(row, learned.embeddings[component][0])
-        mean = vocabulary.norm_statistic(tokenizer, encoder, "mean")
+        mean = text_encoder.norm("mean")
         assert learned.scales[component].item() == pytest.approx(mean, rel=1e-6)
     assert sdxl.directional_inversions == {"<dog>": learned}
     sdxl.unload_directional_inversion()
@@ -53,23 +53,24 @@ def test_training_is_the_written_method(sdxl, photos):
     c, family = trainer.config, trainer.family
     initial = initial_of(trainer)
     crops = diffusers_dti.training.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
-    encoded = family.encode_images(sdxl, [x.pixels for x in crops])
-    samples = Samples(crops, encoded, diffusers_dti.training.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
+    encoded = family.encode_images([x.pixels for x in crops])
+    samples = TrainingSamples(
+        crops, encoded, diffusers_dti.training.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed
+    )
     sdxl.load_directional_inversion(initial, pooling="legacy")
-    pairs = text_pairs(sdxl)
+    pairs = find_text_encoders(sdxl)
     widths = [initial.directions[n].shape[1] for n in pairs]
 
     def loss(v, t):  # v: both encoders' directions end to end, in one row each
         parts = dict(zip(pairs, v.split(1)))
         with ExitStack() as stack:
-            for (name, (tokenizer, encoder)), width in zip(pairs.items(), widths):
-                embedding, id = encoder.get_input_embeddings(), tokenizer.convert_tokens_to_ids("<dog>")
+            for (name, encoder), width in zip(pairs.items(), widths):
+                embedding, id = encoder.model.get_input_embeddings(), encoder.tokenizer.convert_tokens_to_ids("<dog>")
                 row = (parts[name][0, :width] * initial.scales[name]).float()
                 table = torch.cat([embedding.weight[:id].detach(), row[None], embedding.weight[id + 1 :].detach()])
                 stack.enter_context(swapped(embedding, table))
             batch = samples.batch(t * 2, 2, torch.device("cpu"))
-            scheduler = family.training_scheduler(sdxl)
-            return family.loss(sdxl, scheduler, batch, family.encode_prompts(sdxl, batch.prompts, batch.zero_pads))
+            return family.loss(batch, family.encode_prompts(batch.prompts, batch.zero_pads))
 
     start = torch.zeros(2, max(widths))
     for i, (name, width) in enumerate(zip(pairs, widths)):
@@ -118,12 +119,12 @@ def test_the_schedulers_prediction_type_is_the_target(tmp_path, photos, predicti
     pipe.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append((args[0], args[1], out.sample)), with_kwargs=True)
     trainer = DTITrainer(pipe, **SETTINGS, max_train_steps=1, scale_lr=False)
     batches = []
-    original = Samples.batch
-    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    original = TrainingSamples.batch
+    TrainingSamples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
     try:
         trainer.fit(photos)
     finally:
-        Samples.batch = original
+        TrainingSamples.batch = original
     (noisy, t, prediction), batch = seen[0], batches[0]
     alpha = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod[t].double()[:, None, None, None]
     a, s, x, e = alpha.sqrt(), (1 - alpha).sqrt(), batch.latents.double(), batch.noise.double()
@@ -135,7 +136,7 @@ def test_the_schedulers_prediction_type_is_the_target(tmp_path, photos, predicti
 def test_ti_is_adamw_on_the_raw_row(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, method="ti", max_train_steps=20, learning_rate=0.1)
     learned = trainer.fit(photos)
-    dog = vocabulary.table(sdxl.text_encoder)[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
+    dog = sdxl.text_encoder.get_input_embeddings().weight[sdxl.tokenizer.convert_tokens_to_ids("dog</w>")]
     assert initial_of(trainer).scales["text_encoder"].item() == pytest.approx(dog.norm().item())
     assert learned.scales["text_encoder"].item() > 2 * dog.norm().item()  # the inflation that DTI cures
     assert trainer.history[-1]["norm"] > trainer.history[0]["norm"]
@@ -259,7 +260,7 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
         ({}, None, ["a {}"], ValueError, "each of the 3 photos"),
         ({}, None, ["a", "b", "c"], ValueError, "caption of photo 1, 'a', needs"),
         ({"placeholder_token": "dog</w>"}, None, None, ValueError, "in the vocabulary"),
-        ({"initializer_token": " "}, None, None, ValueError, "is no text"),
+        ({"initializer_token": " "}, None, None, ValueError, "has no known tokens"),
         ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
         ({"initializer_token": "red toy dog", "num_vectors": 2}, None, None, ValueError, "num_vectors must be 3 or more"),
         ({}, None, ["a dog " * 20 + "{}", None, None], ValueError, "comes after 24 tokens"),
@@ -427,12 +428,12 @@ def test_the_loss_counts_inside_the_mask_alone(sdxl):
     seen = []
     sdxl.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append(out.sample), with_kwargs=True)
     batches = []
-    original = Samples.batch
-    Samples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
+    original = TrainingSamples.batch
+    TrainingSamples.batch = lambda self, *args: batches.append(original(self, *args)) or batches[-1]
     try:
         trainer.fit([Image.new("RGB", (16, 16), "red")], masks=[mask])
     finally:
-        Samples.batch = original
+        TrainingSamples.batch = original
     error = (seen[0].double() - batches[0].noise.double()).square()
     inside = error[..., :4].mean()  # the latents are 8 wide
     assert trainer.history[0]["loss"] == pytest.approx(inside.item(), rel=1e-4)

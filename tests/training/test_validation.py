@@ -3,7 +3,8 @@ import torch
 from PIL import Image
 from tiny_pipelines import generate
 
-from diffusers_dti import DTITrainer, families
+from diffusers_dti import DTITrainer
+from diffusers_dti.families import find_family
 from diffusers_dti.training import validation
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
@@ -28,7 +29,7 @@ def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
     assert strip.width == 3 * 100 and strip.height == 2 * 100 + 16  # enlarged, under a line of steps
     assert strip.getpixel((100 + 3, 16 + 3)) == watched.validation_images[4][0].getpixel((0, 0))
     # the last pictures are what the finished pipeline draws
-    again = validation.generate(sdxl, watched.family, ["a <dog> on the beach"], 16, watched.config.seed)[0]
+    again = validation.generate(watched.family, ["a <dog> on the beach"], 16, watched.config.seed)[0]
     difference = torch.tensor(list(again.tobytes())).sub(torch.tensor(list(watched.validation_images[5][0].tobytes()))).abs()
     assert difference.max() <= 1
     assert watched.validation_images[2][0].tobytes() != watched.validation_images[5][0].tobytes()
@@ -47,7 +48,7 @@ def test_under_model_offload(sdxl, photos):
 
 def test_the_progress_bar_comes_back(sd):
     sd.set_progress_bar_config(leave=False)
-    validation.generate(sd, families.find(sd), ["a dog"], 16, 0)
+    validation.generate(find_family(sd), ["a dog"], 16, 0)
     assert sd._progress_bar_config == {"leave": False}
     assert generate(sd, "a dog").isfinite().all()
 
@@ -70,7 +71,7 @@ def test_every_family_draws_at_the_trainings_resolution(name, request, photos):
     (picture,) = trainer.validation_images[2]
     assert picture.size == (32, 32) and torch.equal(pipe.scheduler.timesteps, scheduler)
     with torch.no_grad():
-        other = trainer.family.draw(pipe, "a dog on the beach", 32, torch.Generator().manual_seed(trainer.config.seed))
+        other = trainer.family.generate("a dog on the beach", 32, torch.Generator().manual_seed(trainer.config.seed))
     assert other.tobytes() != picture.tobytes()
 
 

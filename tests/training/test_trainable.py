@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_pipelines import clip_encoder, clip_tokenizer, gemma_encoder, gemma_tokenizer, t5_encoder, t5_tokenizer
 
-from diffusers_dti.training.rows import TrainableRows
+from diffusers_dti.pipeline.text_encoders import TextEncoder
+from diffusers_dti.training.trainable import TrainableRows
 
 
 def made(kind, folder):
@@ -40,7 +41,7 @@ def test_swapped_rows_are_plain_rows(parts):
     ids = ids_of(tokenizer, " dog", " cat")
     rows = TrainableRows(ids, torch.nn.functional.normalize(torch.randn(2, 16)), torch.tensor([0.4, 0.5]))
     text = tokenizer(["a dog near a cat", "a cat dog dog toy", "a toy"], padding=True, return_tensors="pt")
-    with rows.swapped_in(encoder):
+    with rows.swapped_in(TextEncoder("text_encoder", tokenizer, encoder)):
         swapped = encoder(**text).last_hidden_state
     ordinary = encoder(**text).last_hidden_state
     with torch.no_grad():
@@ -63,7 +64,7 @@ def test_only_the_rows_get_a_gradient_and_it_is_the_tables(parts):
     def backward():
         (encoder(text).last_hidden_state.float() * weights).sum().backward()
 
-    with rows.swapped_in(encoder):
+    with rows.swapped_in(TextEncoder("text_encoder", tokenizer, encoder)):
         backward()
     assert encoder.get_input_embeddings().weight.grad is None
     assert rows.direction.grad.dtype == torch.float32
@@ -93,7 +94,7 @@ def test_no_tensor_of_the_tables_size_is_made():
                     made.append((func, tuple(x.shape)))
             return out
 
-    with Count(), rows.swapped_in(holder):
+    with Count(), rows.swapped_in(TextEncoder("text_encoder", None, holder)):
         embedding(torch.tensor([[1, 9_999]])).sum().backward()
     assert not made and rows.direction.grad.abs().sum() > 0
 
@@ -104,14 +105,14 @@ def test_a_padding_row_gets_its_gradient_too():
     holder = torch.nn.Module()
     holder.embedding, holder.get_input_embeddings = embedding, lambda: embedding
     rows = TrainableRows([5], torch.nn.functional.normalize(torch.ones(1, 4)), torch.ones(1))
-    with rows.swapped_in(holder):
+    with rows.swapped_in(TextEncoder("text_encoder", None, holder)):
         embedding(torch.tensor([5])).sum().backward()
     assert rows.direction.grad.tolist() == [[1, 1, 1, 1]] and embedding.padding_idx == 0
 
 
 def test_the_hook_goes_also_after_an_error(parts):
-    _, encoder = parts
+    tokenizer, encoder = parts
     rows = TrainableRows([3], torch.nn.functional.normalize(torch.ones(1, 16)), torch.ones(1))
-    with pytest.raises(RuntimeError), rows.swapped_in(encoder):
+    with pytest.raises(RuntimeError), rows.swapped_in(TextEncoder("text_encoder", tokenizer, encoder)):
         raise RuntimeError
     assert not encoder.get_input_embeddings()._forward_hooks

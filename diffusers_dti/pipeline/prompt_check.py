@@ -1,0 +1,65 @@
+"""Whether a placeholder survives what a pipeline does to prompts before it calls the tokenizer."""
+
+import sys
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any
+
+from diffusers import ModularPipeline
+from diffusers.utils import logging
+
+from .protocols import Pipeline
+
+logger = logging.get_logger(__name__)
+
+
+def check_placeholder(pipe: Pipeline, placeholder: str) -> None:
+    """Check that a placeholder survives a pipeline's prompt cleaning.
+
+    Raises:
+        ValueError: if cleaning would change it, with a placeholder that works.
+    """
+    name, lower, clean = type(pipe).__name__, placeholder.lower(), _find_cleaning(pipe)
+    if placeholder not in _clean_prompt(clean, placeholder):
+        if lower in _clean_prompt(clean, lower):
+            raise ValueError(f"{name} lower-cases prompts, so {placeholder} would never match: use {lower}.")
+        raise ValueError(
+            f"{name} cleans prompts before tokenizing them, which would remove {placeholder}. Use plain letters, such as <dog>."
+        )
+    # VersatileDiffusionPipeline has no call.
+    caption = signature(pipe.__call__).parameters.get("clean_caption") if callable(pipe) else None
+    if (
+        caption is not None
+        and caption.default is True
+        and placeholder not in _clean_prompt(clean, placeholder, clean_caption=True)
+    ):
+        logger.warning(f"{name} removes {placeholder} from prompts unless it is called with clean_caption=False.")
+
+
+def _find_cleaning(pipe: Pipeline) -> Callable[..., Any]:
+    """Find the function that a pipeline cleans prompts with; it returns text, or a list of one text."""
+    if hasattr(pipe, "_text_preprocessing"):  # SANA, PixArt, IF, Lumina, Latte, Allegro
+        return pipe._text_preprocessing
+    # Wan and what derives from it have a function beside the class, or beside their blocks.
+    blocks = _all_blocks(pipe.blocks) if isinstance(pipe, ModularPipeline) else ()
+    for cls in (*type(pipe).__mro__, *map(type, blocks)):
+        module = sys.modules.get(cls.__module__)
+        if hasattr(module, "prompt_clean"):
+            return module.prompt_clean
+    return lambda text: text
+
+
+def _all_blocks(block: Any) -> Iterator[Any]:
+    """Yield the blocks of a modular pipeline, at all depths."""
+    yield block
+    for inner in getattr(block, "sub_blocks", {}).values():
+        yield from _all_blocks(inner)
+
+
+def _clean_prompt(clean: Callable[..., Any], placeholder: str, **settings: Any) -> str:
+    text = f"a {placeholder} here"
+    try:
+        cleaned = clean(text, **settings)
+    except NameError:  # ftfy is not installed: modular Wan cannot read prompts then; Flux imports it and never calls it
+        return text
+    return cleaned if isinstance(cleaned, str) else cleaned[0]

@@ -1,0 +1,56 @@
+"""What is asked of diffusers' pipelines and transformers' tokenizers: what is used here, and no more."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline, ordinary or modular."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def components(self) -> dict[str, Any]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    # Its components by their names, and the methods of its class: there are 306 classes with a call each.
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of transformers, fast or slow."""
+
+    model_max_length: int
+    padding_side: str
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    unk_token_id: int | None
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]: ...
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any: ...
+
+    def add_tokens(self, new_tokens: Any) -> int: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
