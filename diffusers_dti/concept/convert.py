@@ -33,7 +33,7 @@ def convert(
         raise ValueError(f"Concepts can be written for {', '.join(PROGRAMS)}, not for {program!r}.")
     read, output = read_stored(source, placeholder_token, **read_kwargs), Path(output)
     if read.placeholder is None:
-        raise ValueError(f"{source} has no placeholder in it: give it with `placeholder_token` (`--placeholder`).")
+        raise ValueError(f"{source} names no placeholder: give one with `placeholder_token` (`--placeholder`).")
     concept = DirectionalInversion.from_embeddings(read.placeholder, read.rows, read.metadata)  # or an error
     one_file = output.suffix == formats.SUFFIX
     if program == "diffusers":

@@ -62,7 +62,7 @@ def test_plain_diffusers_files_and_state_dicts_are_read(tmp_path):
 def test_what_is_no_concept_is_refused(tmp_path):
     with pytest.raises(OSError, match=r"has no learned_embeds.safetensors.*weight_name"):
         DirectionalInversion.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no placeholder in it"):
+    with pytest.raises(ValueError, match="names no placeholder"):
         DirectionalInversion.from_pretrained({"text_encoder": torch.ones(1, 4)})
     with pytest.raises(ValueError, match="one tensor"):
         DirectionalInversion.from_pretrained({"a": torch.ones(1), "b": torch.ones(1)})

@@ -87,10 +87,10 @@ def test_every_format_is_read(kind, tmp_path):
     check(DirectionalInversion.from_pretrained(tmp_path / "rex.safetensors", "<mine>"), "<mine>", expected)
     check(DirectionalInversion.from_pretrained(tensors, "<mine>"), "<mine>", expected)
     if name is None:
-        with pytest.raises(ValueError, match="no placeholder in it: give it with `token`"):
+        with pytest.raises(ValueError, match="names no placeholder: give one with `token`"):
             DirectionalInversion.from_pretrained(tensors)
         (tmp_path / "rex.safetensors").rename(tmp_path / "learned_embeds.safetensors")
-        with pytest.raises(ValueError, match="no placeholder in it: give it with `token`"):
+        with pytest.raises(ValueError, match="names no placeholder: give one with `token`"):
             DirectionalInversion.from_pretrained(tmp_path)
 
 
