@@ -7,11 +7,10 @@ itself. A verifier reads each picture, so that the rows can be compared by figur
 
 import argparse
 import sys
-import textwrap
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "worlds"))
 
@@ -22,36 +21,23 @@ from diffusers import DiffusionPipeline
 from gates import open_world, world_of
 
 from diffusers_dti import DirectionalInversion
+from diffusers_dti.figures import SheetRow, paint_sheet
 
-TILE, LABEL, SCORES, HEADER = 108, 150, 130, 112
-
-
-def tile(image: Image.Image) -> Image.Image:
-    return image.resize((TILE - 8, TILE - 8), Image.Resampling.NEAREST)
+TILE = 128  # pixels
 
 
 def sheet(photos: list[Image.Image], prompts: list[str], rows: list[tuple[str, torch.Tensor, dict[str, float]]]) -> Image.Image:
-    """Photos on top, then a row per method with its scores, one column per prompt."""
-    width, height = LABEL + len(prompts) * TILE + SCORES, (len(rows) + 1) * TILE + HEADER + 8
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font, small = ImageDraw.Draw(picture), ImageFont.load_default(15), ImageFont.load_default(11)
-
-    def place(column: int, y: int, image: Image.Image) -> None:
-        picture.paste(tile(image), (LABEL + column * TILE, y))
-
-    draw.multiline_text((8, 12), f"{len(photos)} photos,\nall that is\nlearned from", "black", font)
-    for column, photo in enumerate(photos):
-        place(column, 8, photo)
-    for column, text in enumerate(prompts):
-        draw.multiline_text((LABEL + column * TILE, TILE + 12), textwrap.fill(text, 16), "black", small, spacing=2)
-    for number, (name, images, figures) in enumerate(rows):
-        y = TILE + HEADER + number * TILE
-        draw.multiline_text((8, y + 12), textwrap.fill(name, 16), "black", font)
-        for column, image in enumerate(images):
-            place(column, y, scenes.to_pil(image))
-        lines = "\n".join(f"{k} {v:.2f}" for k, v in figures.items() if k in ("subject", "prompt", "norm"))
-        draw.multiline_text((width - SCORES + 4, y + 12), lines, "black", font)
-    return picture
+    """Paint the photos, and below them a row for each method with its scores, a column for each prompt."""
+    shown = []
+    for name, images, figures in rows:
+        scores = [f"{score} {figures[score]:.2f}" for score in ("subject", "prompt", "norm") if score in figures]
+        shown.append(SheetRow([scenes.to_pil(image) for image in images], name, "\n".join(scores)))
+    above = paint_sheet([SheetRow(photos, f"{len(photos)} photos, all that is learned from")], tile_width=TILE)
+    below = paint_sheet(shown, prompts, TILE)
+    both = Image.new("RGB", (below.width, above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    return both
 
 
 def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[DiffusionPipeline, DirectionalInversion]:

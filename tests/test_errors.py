@@ -15,13 +15,13 @@ TABLE = {
     "an empty folder": (
         {},
         "empty",
-        "ValueError: empty has no pictures (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
+        "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
         "3 to 6 photos.",
     ),
     "a broken picture": (
         {},
         "broken",
-        "OSError: broken/0.png is not a picture that can be opened, replace it or take it out: cannot identify image file "
+        "OSError: broken/0.png is not an image that can be opened, replace or remove it: cannot identify image file "
         "'broken/0.png'",
     ),
     "a placeholder that is a word": (

@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw what is not there yet, and the strip."""
     from .. import DirectionalInversion
-    from ..evaluation.generation import PlannedImage, generate, grid
-    from ..evaluation.protocol import loaded
+    from ..evaluation.generation import PlannedImage, concepts_loaded, generate_missing, grid
 
     if args.steps < 2:
         raise ValueError(f"--steps must be 2 or more, the two ends, got {args.steps}.")
@@ -45,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
             for i, prompt in enumerate(args.prompts)
             for seed in args.seeds
         }
-        with loaded(pipe, [mixture], None) as concepts:
-            origin = {"concepts": concepts, "model": models.pipeline_identity(args)}
-            generate(pipe, list(plan.values()), origin, args.batch_size, dict(args.call))
+        with concepts_loaded(pipe, [mixture], None) as digest:
+            origin = {"concepts": digest, "model": models.pipeline_identity(args)}
+            generate_missing(pipe, list(plan.values()), origin, args.batch_size, dict(args.call))
         if args.save_concepts:
             mixture.save_pretrained(folder)
         for label, picture in plan.items():

@@ -61,13 +61,15 @@ def run(args: argparse.Namespace) -> int:
             if not args.skip_generation:
                 r.folder_of(s)  # before anything is drawn
             prompts = dict.fromkeys(protocol.prompts_of(s, given))
-            plan[r, s] = protocol.planned(r, s, list(prompts), list(dict.fromkeys(args.seeds)), args.output_dir / "pictures")
+            plan[r, s] = protocol.plan_images(
+                r, s, list(prompts), list(dict.fromkeys(args.seeds)), args.output_dir / "pictures"
+            )
     if not args.skip_generation:
         pipe = models.open_pipeline(args)
         for (r, s), pictures in plan.items():
-            protocol.generate(pipe, r, s, pictures, models.pipeline_identity(args), args.batch_size, dict(args.call))
+            protocol.generate_subject(pipe, r, s, pictures, models.pipeline_identity(args), args.batch_size, dict(args.call))
     records = [record for (r, s), pictures in plan.items() for record in protocol.score(r, s, pictures, found)]
-    result = summary.summarise(records)
+    result = summary.summarize(records)
     (args.output_dir / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = summary.markdown(result)
     (args.output_dir / "results.md").write_text(table, encoding="utf-8")

@@ -57,15 +57,14 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Draw what is not there yet, and the contact sheet."""
-    from ..evaluation.generation import PlannedImage, contact_sheet, generate
-    from ..evaluation.protocol import loaded
+    from ..evaluation.generation import PlannedImage, concepts_loaded, contact_sheet, generate_missing
 
     lines = args.prompts or args.prompt_file.read_text(encoding="utf-8").splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ValueError("There are no prompts: give some, or a file with one on each line.")
     pipe = models.open_pipeline(args)
-    with loaded(pipe, args.concepts, args.token_scale) as concepts:
+    with concepts_loaded(pipe, args.concepts, args.token_scale) as digest:
         words = list(pipe.directional_inversions)
         if len(words) > 1 and any("{}" in p for p in prompts):
             raise ValueError(f"Which of {', '.join(words)} does {{}} stand for? Write it out.")
@@ -74,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"dti generate: {without[0]!r} has none of {', '.join(words)} in it.", file=sys.stderr)
         seeds = dict.fromkeys(args.seeds)
         pictures = [PlannedImage.named(args.output_dir, i, p, p, seed) for seed in seeds for i, p in enumerate(prompts)]
-        origin = {"concepts": concepts, "model": models.pipeline_identity(args)}
-        generate(pipe, pictures, origin, args.batch_size, dict(args.call))
+        origin = {"concepts": digest, "model": models.pipeline_identity(args)}
+        generate_missing(pipe, pictures, origin, args.batch_size, dict(args.call))
     sheet = args.output_dir / "sheet.png"
     contact_sheet(pictures).save(sheet)
     print(f"See {sheet}.")

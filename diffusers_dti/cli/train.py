@@ -89,7 +89,7 @@ def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, name: str, arg
         photos, captions = subject.files, subject.captions
         own = {
             "placeholder_token": subject.placeholder_token,
-            "initializer_token": subject.word if args.initialize_from == "class" else subject.initialization,
+            "initializer_token": subject.class_noun if args.initialize_from == "class" else subject.initializer,
             "output_dir": Path(config.output_dir) / name,
         }
         if subject.templates:

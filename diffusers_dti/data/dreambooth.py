@@ -1,16 +1,19 @@
-"""DreamBooth's data set, 30 subjects of 4 to 6 photos, from its public home."""
+"""Download DreamBooth's data set, 30 subjects with 4 to 6 photos each, from its public repository."""
 
 import json
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.request import urlopen
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from diffusers.utils import logging
 
+from ..atomic import atomic_file, atomic_folder
 from .images import IMAGE_SUFFIXES
 
 ARCHIVE = "https://github.com/google/dreambooth/archive/refs/heads/main.zip"  # about 110 MB
@@ -19,75 +22,90 @@ TIMEOUT = 30  # seconds without a byte
 
 
 def download(folder: str | Path) -> Path:
-    """The data set as `folder`, a folder of photos for each subject, and beside it `folder`.json for `read_subjects`.
+    """Download the data set, and write the list of its subjects for `read_subjects`.
 
-    What is there already stays as it is: of a whole folder only the JSON is written, with both nothing is done.
+    Nothing that exists is changed: if the folder has files, only the list is written, and if both exist, nothing is done.
+
+    Args:
+        folder: becomes the data set, with a folder of photos for each subject.
+
+    Returns:
+        The path of the list, `folder`.json.
 
     Raises:
-        OSError: if the data set cannot be fetched, or the folder that is there is not the data set.
+        OSError: if the data set cannot be downloaded, or the existing folder is not the data set.
     """
     folder = Path(folder)
     subjects = folder.with_name(f"{folder.name}.json")
-    there = folder.exists() and any(folder.iterdir())
-    if there and subjects.exists():
-        return subjects
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        temporary = Path(name)
-        if not there:
+    if not folder.exists() or not any(folder.iterdir()):
+        with atomic_folder(folder) as temporary:
             _fetch(temporary, folder)
-            (temporary / "dataset").replace(folder)
-        if not subjects.exists():  # the authors' own may be, with its better initializations
-            (temporary / subjects.name).write_text(json.dumps(_subjects(folder), indent=2) + "\n")
-            (temporary / subjects.name).replace(subjects)
+    if not subjects.exists():  # an existing list may be the authors', which has better initializers
+        text = json.dumps(_list_subjects(folder), indent=2) + "\n"
+        with atomic_file(subjects) as temporary:
+            temporary.write_text(text)
     return subjects
 
 
 def _fetch(temporary: Path, folder: Path) -> None:
-    """The archive's data set as `temporary`/dataset."""
-    archive, dataset = temporary / "archive.zip", temporary / "dataset"
+    """Download and unpack the data set into `temporary`, which later becomes `folder`."""
     try:
-        with urlopen(ARCHIVE, timeout=TIMEOUT) as response, archive.open("wb") as file:
-            total = int(response.headers.get("Content-Length") or 0)  # 0 where the server does not tell
-            with logging.tqdm(total=total or None, desc="DreamBooth's photos", unit="B", unit_scale=True) as bar:
-                while block := response.read(2**16):
-                    file.write(block)
-                    bar.update(len(block))
-            if file.tell() < total:  # urllib takes a connection that is cut for the end
-                raise OSError(f"the connection was cut after {file.tell()} of {total} bytes")
-        with ZipFile(archive) as packed:
-            paths = [PurePosixPath(info.filename.replace("\\", "/")) for info in packed.infolist()]
-            if outside := [path for path in paths if path.is_absolute() or ".." in path.parts]:
-                raise OSError(f"the archive has a path that leaves its folder, {outside[0]}")
-            for info, path in zip(packed.infolist(), paths):
-                if path.parts[1:2] != ("dataset",) or info.is_dir():
-                    continue
-                target = dataset.joinpath(*path.parts[2:])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(info) as source, target.open("wb") as unpacked:
-                    shutil.copyfileobj(source, unpacked)
-        if not (dataset / CLASSES).is_file():
+        with tempfile.TemporaryFile(dir=temporary.parent) as archive:
+            _download_archive(archive)
+            _unpack(archive, temporary)
+        if not (temporary / CLASSES).is_file():
             raise OSError(f"the archive has no dataset/{CLASSES}")
     except (OSError, HTTPException, BadZipFile, zlib.error, EOFError) as error:
         raise OSError(
-            f"DreamBooth's data set could not be fetched from {ARCHIVE}: {error}. Without a network here, download that "
-            f"archive elsewhere, unpack its folder `dataset` as {folder}, and run this again: it goes on from there."
+            f"DreamBooth's data set could not be downloaded from {ARCHIVE}: {error}. Without a network, download that archive "
+            f"elsewhere, unpack its folder `dataset` as {folder}, and run this again: it continues from there."
         ) from error
 
 
-def _subjects(folder: Path) -> dict[str, dict[str, str]]:
-    """What `folder`.json holds: the subjects that the data set's list names and the folder has photos of."""
-    cure = f"Remove {folder} to have the data set fetched, or unpack the folder `dataset` of {ARCHIVE} in its place."
+def _download_archive(file: IO[bytes]) -> None:
+    with urlopen(ARCHIVE, timeout=TIMEOUT) as response:
+        total = int(response.headers.get("Content-Length") or 0)  # 0 if the server does not say
+        with logging.tqdm(total=total or None, desc="DreamBooth's photos", unit="B", unit_scale=True) as bar:
+            while block := response.read(2**16):
+                file.write(block)
+                bar.update(len(block))
+    if file.tell() < total:  # urllib takes the end of a connection for the end of the file
+        raise OSError(f"the connection was cut after {file.tell()} of {total} bytes")
+
+
+def _unpack(archive: IO[bytes], folder: Path) -> None:
+    """Unpack the archive's folder `dataset` as `folder`."""
+    with ZipFile(archive) as packed:
+        for info, path in list(_checked_members(packed)):
+            if path.parts[1:2] != ("dataset",) or info.is_dir():
+                continue
+            target = folder.joinpath(*path.parts[2:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with packed.open(info) as source, target.open("wb") as unpacked:
+                shutil.copyfileobj(source, unpacked)
+
+
+def _checked_members(packed: ZipFile) -> Iterator[tuple[ZipInfo, PurePosixPath]]:
+    for info in packed.infolist():
+        path = PurePosixPath(info.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise OSError(f"the archive has a path that leaves its folder, {path}")
+        yield info, path
+
+
+def _list_subjects(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the subjects that the data set's own list names and the folder has photos of, in the format of our list."""
+    hint = f"Remove {folder} to download the data set, or unpack the folder `dataset` of {ARCHIVE} in its place."
     try:
         text = (folder / CLASSES).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise OSError(f"{folder} is not DreamBooth's data set, it has no {CLASSES}. {cure}") from error
+        raise OSError(f"{folder} is not DreamBooth's data set, it has no {CLASSES}. {hint}") from error
     table = text.partition("subject_name,class\n")[2].partition("\n\n")[0]
-    subjects = {
-        name: {"path": f"{folder.name}/{name}", "class": word, "initialization": word}
-        for name, _, word in (line.strip().partition(",") for line in table.splitlines())
-        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in (folder / name).glob("*"))
-    }
+    subjects = {}
+    for line in table.splitlines():
+        name, _, class_noun = line.strip().partition(",")
+        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in (folder / name).glob("*")):
+            subjects[name] = {"path": f"{folder.name}/{name}", "class": class_noun, "initialization": class_noun}
     if not subjects:
-        raise OSError(f"{folder} has no photos of the subjects that its {CLASSES} names. {cure}")
+        raise OSError(f"{folder} has no photos of the subjects that its {CLASSES} names. {hint}")
     return subjects

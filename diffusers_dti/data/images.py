@@ -1,9 +1,9 @@
-"""Photos in, whatever they come in: a folder, files, pictures, a `datasets.Dataset`; with captions and masks."""
+"""Load photos, with captions and masks, from a folder, files, images, or a `datasets.Dataset`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from diffusers.utils import logging
 from PIL import Image, ImageOps
@@ -14,99 +14,148 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 ImageInput = str | Path | Image.Image
+"""An image, or the path of an image file."""
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    @property
+    def column_names(self) -> Sequence[str]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+ImageSource = ImageInput | Sequence[ImageInput] | ImageDataset
+"""What photos can be loaded from. A path may be a folder's."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of the subject."""
+    """A photo of the subject.
 
-    image: Image.Image  # RGB, upright
-    caption: str | None = None  # with "{}" for the placeholder
-    mask: Image.Image | None = None  # L, white where the subject is
+    Args:
+        image: RGB, upright.
+        caption: text with "{}" for the placeholder; None to use templates.
+        mask: L, of the image's size, white where the subject is; None for the whole photo.
+    """
+
+    image: Image.Image
+    caption: str | None = None
+    mask: Image.Image | None = None
 
 
 def load_photos(
-    images: ImageInput | Sequence[ImageInput] | Any,
+    images: ImageSource,
     captions: Sequence[str | None] | None = None,
     masks: Sequence[ImageInput | None] | None = None,
 ) -> list[Photo]:
-    """Photos from a folder, a file, a picture, a list of files and pictures, or a `datasets.Dataset`.
+    """Load photos with their captions and masks.
 
     Args:
-        images: where from. In a folder a `.txt` file beside a photo is its caption; in a data set, a column named "text",
-            "caption" or "prompt". A picture's transparent part is masked out.
-        captions: a caption for each photo with "{}" for the placeholder, or None for templates. They replace those found.
-        masks: a picture for each photo, white where the subject is, or None. They replace transparency.
+        images: a folder, a file, an image, a list of files and images, or a `datasets.Dataset`. In a folder, the caption of
+            a photo is a `.txt` file of the same name; in a data set, a column named "text", "caption" or "prompt". The
+            transparent part of an image is masked out.
+        captions: a caption for each photo with "{}" for the placeholder, or None for templates. They replace captions of the
+            folder or data set.
+        masks: an image for each photo, white where the subject is, or None. They replace transparency.
 
     Raises:
-        ValueError: for no photos at all, or captions and masks that do not fit them. OSError: for a file that is no picture.
+        ValueError: if there are no photos, or if captions or masks do not fit them.
+        OSError: if a file is not an image.
     """
-    found: Sequence[tuple[ImageInput, str | None]]
-    if hasattr(images, "column_names"):
-        found = _from_dataset(images)
-    elif isinstance(images, str | Path) and Path(images).is_dir():
-        found = pictures_in(Path(images))
-    else:
-        found = [(image, None) for image in ([images] if isinstance(images, str | Path | Image.Image) else images)]
+    found = _find_images(images)
     if not found:
-        raise ValueError("No pictures were given: 3 to 6 photos of the subject are needed.")
-    for name, values in (("captions", captions), ("masks", masks)):
-        if values is not None and (isinstance(values, str) or len(values) != len(found)):
-            raise ValueError(f"{name} must be a list with an entry (or None) for each of the {len(found)} photos.")
+        raise ValueError("No images were given: 3 to 6 photos of the subject are needed.")
+    _check_length("captions", captions, len(found))
+    _check_length("masks", masks, len(found))
     photos = []
     for number, (source, caption) in enumerate(found):
         image = _open(source)
-        mask = image.getchannel("A") if image.has_transparency_data and image.mode == "RGBA" else None
-        if masks is not None:
-            mask = None if masks[number] is None else _open(masks[number]).convert("L").resize(image.size)
-        elif mask is not None and mask.getextrema()[0] == 255:
-            mask = None
+        mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
         if captions is not None:
             caption = captions[number]
         if caption is not None and "{}" not in caption:
             raise ValueError(f'The caption of photo {number + 1}, {caption!r}, needs a "{{}}" where the placeholder goes.')
-        photos.append(Photo(_opaque(image), caption, mask))
+        photos.append(Photo(_on_white(image), caption, mask))
     return photos
 
 
-def pictures_in(folder: Path) -> list[tuple[Path, str | None]]:
-    """The folder's pictures in the order of their names, each with its caption.
+def _find_images(images: ImageSource) -> list[tuple[ImageInput, str | None]]:
+    """Return the images, or the paths of their files, each with its caption."""
+    if isinstance(images, str | Path):
+        return list(images_in_folder(Path(images))) if Path(images).is_dir() else [(images, None)]
+    if isinstance(images, Image.Image):
+        return [(images, None)]
+    if isinstance(images, ImageDataset):
+        return _images_in_dataset(images)
+    return [(image, None) for image in images]
+
+
+def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
+    """Return the image files of a folder, ordered by name, each with its caption.
 
     Raises:
-        ValueError: where there are none.
+        ValueError: if there are no image files.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not pictures:
-        raise ValueError(f"{folder} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos.")
-    sidecars = {p: p.with_suffix(".txt") for p in pictures}
-    if others := [p.name for p in files if p not in sidecars and p not in sidecars.values()]:
-        logger.warning(f"Skipped in {folder}, being no pictures: {', '.join(others)}.")
-    return [(p, text.read_text().strip() if text.is_file() else None) for p, text in sidecars.items()]
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos.")
+    captioned: list[tuple[Path, str | None]] = []
+    used = set(images)
+    for image in images:
+        text = image.with_suffix(".txt")
+        used.add(text)
+        captioned.append((image, text.read_text().strip() if text.is_file() else None))
+    others = [p.name for p in files if p not in used]
+    if others:
+        logger.warning(f"Skipped in {folder}, because they are not images: {', '.join(others)}.")
+    return captioned
 
 
-def _from_dataset(dataset: Any) -> list[tuple[ImageInput, str | None]]:
-    if "image" not in dataset.column_names:
-        raise ValueError(f'The data set needs a column "image"; it has {", ".join(dataset.column_names)}.')
-    column = next((c for c in CAPTION_COLUMNS if c in dataset.column_names), None)
-    return [(row["image"], row[column] if column else None) for row in dataset]
+def _images_in_dataset(dataset: ImageDataset) -> list[tuple[ImageInput, str | None]]:
+    columns = dataset.column_names
+    if "image" not in columns:
+        raise ValueError(f'The data set needs a column "image"; it has {", ".join(columns)}.')
+    caption = next((name for name in CAPTION_COLUMNS if name in columns), None)
+    return [(row["image"], row[caption] if caption else None) for row in dataset]
+
+
+def _check_length(name: str, values: Sized | None, count: int) -> None:
+    if values is not None and (isinstance(values, str) or len(values) != count):
+        raise ValueError(f"{name} must be a list with an entry (or None) for each of the {count} photos.")
 
 
 def _open(source: ImageInput) -> Image.Image:
-    """Upright, in mode RGB or RGBA."""
-    image = source
-    if not isinstance(source, Image.Image):
+    """Return an image upright, in mode RGB or RGBA."""
+    if isinstance(source, Image.Image):
+        image = source
+    else:
         try:
             image = Image.open(source)
             image.load()
         except OSError as error:
-            raise OSError(f"{source} is not a picture that can be opened, replace it or take it out: {error}") from error
+            raise OSError(f"{source} is not an image that can be opened, replace or remove it: {error}") from error
     image = ImageOps.exif_transpose(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """On white: what is transparent may hold any colour."""
+def _open_mask(source: ImageInput | None, size: tuple[int, int]) -> Image.Image | None:
+    return None if source is None else _open(source).convert("L").resize(size)
+
+
+def _transparency_mask(image: Image.Image) -> Image.Image | None:
+    """Return the opacity of an image, or None if all of it is opaque."""
+    if image.mode != "RGBA":
+        return None
+    opacity = image.getchannel("A")
+    return None if opacity.getextrema()[0] == 255 else opacity
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Put an image on white: transparent pixels can have any color."""
     if image.mode != "RGBA":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,19 +1,25 @@
-"""Pictures of prompts on disk: drawn once, each from its own seed, and laid out on a contact sheet."""
+"""Generate the images of prompts, each once and from its own seed, and lay them out on a sheet."""
 
 import hashlib
 import json
-import os
 import re
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, PngImagePlugin
+
+from ..atomic import atomic_file
+from ..concept.hub import hub_errors
+from ..concept.inversion import DirectionalInversion
+from ..figures import SheetRow, paint_sheet
+from ..pipeline.protocols import Pipeline
 
 RESERVED_ARGUMENTS = (
     "self",
@@ -24,13 +30,18 @@ RESERVED_ARGUMENTS = (
     "num_images_per_prompt",
     "num_videos_per_prompt",
 )
-KEY = "dti"  # of the PNG text that says what a picture was drawn from
-TILE, GAP, LABEL, LINE = 192, 6, 200, 19  # pixels of the contact sheet
+PROVENANCE_KEY = "dti"  # of the PNG text that says what an image was generated from
 
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """A picture to draw."""
+    """An image to generate.
+
+    Args:
+        path: the PNG file for it.
+        prompt: the prompt, with placeholders.
+        seed: the seed of its noise.
+    """
 
     path: Path
     prompt: str
@@ -38,97 +49,166 @@ class PlannedImage:
 
     @classmethod
     def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "PlannedImage":
-        """As `folder`/<seed>/<number>_<words>.png."""
+        """Name the file `folder`/<seed>/<number>_<words>.png."""
         name = re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:80]
         return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed)
 
 
-def generate(
-    pipe: Any, pictures: Sequence[PlannedImage], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]
+# -------------------------------------------------------------------------------------------------------- the concepts
+@contextmanager
+def concepts_loaded(
+    pipe: Pipeline,
+    sources: Sequence[str | Path | DirectionalInversion],
+    token_scale: str | float | None = None,
+    token: str | None = None,
+) -> Iterator[str]:
+    """Load concepts temporarily, with any adapters saved next to them.
+
+    Args:
+        pipe: the pipeline.
+        sources: folders, Hub ids, or concepts.
+        token_scale, token: see `load_directional_inversion`.
+
+    Yields:
+        A digest that identifies the concepts and adapters.
+
+    Raises:
+        OSError: if there is no concept at a source.
+    """
+    placeholders: list[str] = []
+    adapters: list[str] = []
+    digest = hashlib.sha256()
+    try:
+        for source in sources:
+            concept = pipe.load_directional_inversion(source, token=token, token_scale=token_scale)
+            placeholders.append(concept.placeholder_token)
+            for component, rows in concept.embeddings.items():
+                digest.update(f"{concept.placeholder_token} {component}".encode() + rows.numpy().tobytes())
+            file = None if isinstance(source, DirectionalInversion) else find_adapter(source)
+            if file is not None:
+                name = f"adapter{len(adapters)}"
+                adapters.append(name)
+                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+                digest.update(file.read_bytes())
+        if len(adapters) > 1:
+            pipe.set_adapters(adapters)  # loading an adapter deactivates those before it
+        yield digest.hexdigest()
+    finally:
+        if placeholders:
+            pipe.unload_directional_inversion(placeholders)
+        if adapters:
+            pipe.unload_lora_weights()
+
+
+def find_adapter(source: str | Path) -> Path | None:
+    """Find the adapter's file next to a concept, in a folder or on the Hub; None if there is no adapter.
+
+    Raises:
+        OSError: if the Hub cannot be reached or refuses.
+    """
+    if Path(source).exists():
+        file = Path(source) / LORA_WEIGHT_NAME_SAFE
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with hub_errors(str(source)):
+            return Path(hf_hub_download(str(source), LORA_WEIGHT_NAME_SAFE))
+    except EntryNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------- the images
+def generate_missing(
+    pipe: Pipeline, images: Sequence[PlannedImage], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]
 ) -> None:
-    """Draw the pictures that are not there yet, in batches; each is on disk as soon as its batch is done.
+    """Generate the images that do not exist yet, in batches, and save each batch as soon as it is finished.
 
     Args:
         pipe: the pipeline, with all concepts loaded.
-        pictures: what to draw; a video pipeline draws one frame.
-        origin: what pictures depend on besides, as JSON values: a picture from another prompt, origin or call is drawn anew.
-        batch_size: pictures drawn at once. Each starts from its own seed, so it plays no part for what is drawn.
+        images: what to generate. Of a video, the first frame is kept.
+        origin: what else the images depend on, as JSON values. An image whose file names another prompt, origin or call is
+            generated again.
+        batch_size: the number of images in a batch. Each has its own seed, so this does not change them.
         call: arguments of the pipeline's call.
 
     Raises:
-        ValueError: for arguments that the call does not have, or that are not free.
+        ValueError: if the call does not have an argument, or the argument is reserved.
     """
-    parameters = signature(pipe.__call__).parameters
-    free = [
-        n for n, p in parameters.items() if n not in RESERVED_ARGUMENTS and p.kind is not p.VAR_KEYWORD
-    ]  # which swallow misspellings
-    if wrong := [name for name in call if name not in free]:
-        raise ValueError(f"{type(pipe).__name__} cannot be called with {', '.join(wrong)}; there are {', '.join(free)}.")
-    if "num_frames" in parameters:
-        call = {"num_frames": 1, **call}
-    # the origin by its digest: it may name folders of this machine
+    call = _check_call(pipe, call)
+    # The origin is hashed: it may name folders of this machine, and images are shared.
     common = {"origin": hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest(), "call": call}
-    keys = {p: json.dumps({"prompt": p.prompt, "seed": p.seed, **common}, sort_keys=True) for p in pictures}
-    missing = [p for p, key in keys.items() if read_provenance(p.path) != key]
+    provenance = {}
+    for planned in images:
+        provenance[planned] = json.dumps({"prompt": planned.prompt, "seed": planned.seed, **common}, sort_keys=True)
+    missing = [planned for planned, text in provenance.items() if read_provenance(planned.path) != text]
     before = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
-        with logging.tqdm(total=len(keys), initial=len(keys) - len(missing), desc="Drawing") as bar:
+        with logging.tqdm(total=len(provenance), initial=len(provenance) - len(missing), desc="Generating") as bar:
             for first in range(0, len(missing), batch_size):
                 batch = missing[first : first + batch_size]
-                generators = [torch.Generator("cpu").manual_seed(p.seed) for p in batch]
-                out = pipe([p.prompt for p in batch], generator=generators, output_type="pil", **call)
-                images = [frames[0] for frames in out.frames] if "frames" in out else out.images
-                for picture, image in zip(batch, images, strict=True):
-                    _save(image, picture.path, keys[picture])
+                for planned, image in zip(batch, _generate_batch(pipe, batch, call), strict=True):
+                    _save(image, planned.path, provenance[planned])
                 bar.update(len(batch))
     finally:
-        pipe._progress_bar_config = before
+        pipe.set_progress_bar_config(**before)
+
+
+def _check_call(pipe: Pipeline, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments and return them, for video pipelines with one frame."""
+    parameters = signature(pipe.__call__).parameters
+    allowed = []
+    for name, parameter in parameters.items():
+        # `**kwargs` does not count: it would hide misspelled names.
+        if name not in RESERVED_ARGUMENTS and parameter.kind is not parameter.VAR_KEYWORD:
+            allowed.append(name)
+    wrong = [name for name in call if name not in allowed]
+    if wrong:
+        raise ValueError(f"{type(pipe).__name__} cannot be called with {', '.join(wrong)}. Choose from {', '.join(allowed)}.")
+    if "num_frames" in parameters:
+        return {"num_frames": 1, **call}
+    return dict(call)
+
+
+def _generate_batch(pipe: Pipeline, batch: Sequence[PlannedImage], call: Mapping[str, Any]) -> list[Image.Image]:
+    generators = [torch.Generator("cpu").manual_seed(planned.seed) for planned in batch]
+    out = pipe([planned.prompt for planned in batch], generator=generators, output_type="pil", **call)
+    return [frames[0] for frames in out.frames] if "frames" in out else out.images
 
 
 def read_provenance(path: Path) -> str | None:
-    """What a picture says it was drawn from; None where there is none."""
+    """Return the JSON text that says what an image was generated from; None if there is no file or no such text."""
     if not path.is_file():
         return None
     with Image.open(path) as image:
-        return image.info.get(KEY)
+        return image.info.get(PROVENANCE_KEY)
 
 
-def _save(image: Image.Image, path: Path, key: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _save(image: Image.Image, path: Path, provenance: str) -> None:
     text = PngImagePlugin.PngInfo()
-    text.add_text(KEY, key)
-    temporary = path.with_name(f".{path.name}")
-    image.save(temporary, format="PNG", pnginfo=text)
-    os.replace(temporary, path)
+    text.add_text(PROVENANCE_KEY, provenance)
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=text)
 
 
-def contact_sheet(pictures: Iterable[PlannedImage]) -> Image.Image:
-    """A row for each prompt, a column for each seed."""
+# ---------------------------------------------------------------------------------------------------------- the sheets
+def contact_sheet(images: Iterable[PlannedImage]) -> Image.Image:
+    """Paint a sheet of generated images: a row for each prompt, a column for each seed."""
     rows: dict[str, dict[str, Path]] = {}
-    for picture in pictures:
-        rows.setdefault(picture.prompt, {})[f"seed {picture.seed}"] = picture.path
+    for image in images:
+        rows.setdefault(image.prompt, {})[f"seed {image.seed}"] = image.path
     return grid(rows)
 
 
 def grid(rows: Mapping[str, Mapping[str, Path]]) -> Image.Image:
-    """Pictures on disk in labelled rows, by the names of their columns; the first decides the tiles' shape."""
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    with Image.open(next(path for row in rows.values() for path in row.values())) as first:
-        height = max(round(TILE * first.height / first.width), 1)
-    font, header = ImageFont.load_default(14), 24
-    sheet = Image.new("RGB", (LABEL + len(columns) * (TILE + GAP), header + len(rows) * (height + GAP)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for column, name in enumerate(columns):
-        canvas.text((LABEL + column * (TILE + GAP), 4), name, "black", font)
-    for number, (label, row) in enumerate(rows.items()):
-        top = header + number * (height + GAP)
-        lines = [part for line in label.splitlines() for part in textwrap.wrap(line, 26)]
-        canvas.multiline_text((6, top + 6), "\n".join(lines[: max(height // LINE, 1)]), "black", font)
-        for name, path in row.items():
-            with Image.open(path) as image:
-                # small pictures are enlarged with their pixels kept
-                how = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
-                tile = image.convert("RGB").resize((TILE, height), how)
-            sheet.paste(tile, (LABEL + columns.index(name) * (TILE + GAP), top))
-    return sheet
+    """Paint a sheet of image files.
+
+    Args:
+        rows: by the row's label, the files by the titles of their columns. A row may lack some of the columns.
+    """
+    titles: dict[str, None] = {}  # in the order in which they come up
+    for row in rows.values():
+        titles.update(dict.fromkeys(row))
+    return paint_sheet([SheetRow([row.get(title) for title in titles], label) for label, row in rows.items()], list(titles))

@@ -1,7 +1,11 @@
-"""What subjects are drawn in: prompts for objects and for living subjects, our own or from a file."""
+"""Prompts for the evaluation, for objects and for living subjects: built in, or read from a file."""
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
+
+Kind = Literal["object", "live"]
 
 OBJECT_PROMPTS = (
     # places
@@ -31,7 +35,7 @@ OBJECT_PROMPTS = (
     "a {} with a wall of ivy behind it",
     "a {} with fireworks in the night sky behind it",
     "a {} with a row of colorful beach huts in the background",
-    # colours, materials, situations
+    # colors, materials, situations
     "a blue {}",
     "a green {} on a white table",
     "a {} carved from dark wood",
@@ -43,7 +47,7 @@ OBJECT_PROMPTS = (
     "a {} with soap bubbles drifting around it",
     "a {} lit by a single candle in a dark room",
     "a pencil drawing of a {}",
-    # several clauses, the token late
+    # several clauses, the placeholder late
     "a child's desk with crayons, a globe and a {}",
     "in the window of a toy shop at Christmas stands a {}",
     "a robot arm that holds up a {}",
@@ -94,7 +98,7 @@ LIVE_PROMPTS = (
     "a {} blowing out the candles on a birthday cake",
     "an orange {} made of clay",
     "a watercolor of a {}",
-    # several clauses, the token late
+    # several clauses, the placeholder late
     "through the round window of a submarine looks a {}",
     "a crowded ice rink, and in the middle of it, on skates, a {}",
     "on the throne of a dark castle, under banners, sits a {}",
@@ -102,8 +106,8 @@ LIVE_PROMPTS = (
     "a long table set for a feast, with candles and fruit, and at its head, in a purple cape, a {}",
 )
 
-# Words that mean a living subject wherever they end a class. Those that often end a thing's are left out: a teddy bear,
-# a rubber duck, a stuffed animal, a computer mouse.
+# Words that mean a living subject wherever they end a class noun. Words that also end the names of things are left out:
+# a teddy bear, a rubber duck, a stuffed animal, a computer mouse.
 LIVE_CLASSES = frozenset(
     """cat kitten dog puppy corgi poodle terrier retriever husky dachshund bulldog labrador beagle horse pony foal donkey cow
     calf bull sheep lamb goat pig piglet rabbit bunny hamster squirrel hedgehog fox wolf lion tiger leopard cheetah elephant
@@ -112,43 +116,57 @@ LIVE_CLASSES = frozenset(
     person people man woman boy girl child baby kid toddler lady guy gentleman""".split()
 )
 
-_DREAMBOOTH = re.compile(r"""^(['"])(?P<prompt>.*)\1\.format\(.*\),?$""")
-_DREAMBOOTH_HEADINGS = {"object prompts": ["object"], "live subject prompts": ["live"]}
+_DREAMBOOTH_PROMPT = re.compile(r"""^(['"])(?P<prompt>.*)\1\.format\(.*\),?$""")
+_DREAMBOOTH_HEADINGS: dict[str, list[Kind]] = {"object prompts": ["object"], "live subject prompts": ["live"]}
 
 
-def is_live(word: str) -> bool:
-    """Whether a class, of one word or several, is a living subject's: its last word decides."""
-    return word.lower().strip().rpartition(" ")[2] in LIVE_CLASSES
+def is_live(class_noun: str) -> bool:
+    """Whether a class noun, of one word or several, means a living subject. Its last word decides."""
+    return class_noun.lower().strip().rpartition(" ")[2] in LIVE_CLASSES
 
 
-def read_prompts(path: str | Path) -> dict[str, list[str]]:
-    """Prompts with one "{}" each, for the kinds "object" and "live".
+def read_prompts(path: str | Path) -> dict[Kind, list[str]]:
+    """Read prompts with one "{}" each, for the kinds "object" and "live".
 
     Args:
-        path: DreamBooth's own `prompts_and_classes.txt`, or a text file with a prompt a line, which are then for both kinds.
-            Blank lines and lines that start with # are skipped.
+        path: DreamBooth's own `prompts_and_classes.txt`, or a text file with a prompt on each line, for both kinds. Blank
+            lines and lines that start with # are skipped.
 
     Raises:
-        ValueError: for a prompt that has not exactly one "{}", or a file without prompts. OSError: for no such file.
+        ValueError: if a prompt does not have exactly one "{}", or there are no prompts.
+        OSError: if there is no such file.
     """
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    found: dict[str, list[str]] = {"object": [], "live": []}
-    dreambooth = any(_DREAMBOOTH.match(line) for line in lines)
-    kinds = ["object"] if dreambooth else ["object", "live"]
-    for number, line in enumerate(lines, start=1):
-        prompt = line
-        if dreambooth:
-            if match := _DREAMBOOTH.match(line):
-                prompt = match["prompt"].replace("{0} {1}", "{}")
-            else:  # a heading, the table of classes, or Python's brackets
-                kinds = _DREAMBOOTH_HEADINGS.get(line.lower(), kinds)
-                continue
-        elif not line or line.startswith("#"):
-            continue
+    dreambooth = any(_DREAMBOOTH_PROMPT.match(line) for line in lines)
+    found: dict[Kind, list[str]] = {"object": [], "live": []}
+    for number, kinds, prompt in _dreambooth_prompts(lines) if dreambooth else _plain_prompts(lines):
         if re.findall("[{}]", prompt) != ["{", "}"] or "{}" not in prompt:
-            raise ValueError(f'{path}, line {number}: {line!r} must have exactly one "{{}}", where the subject goes.')
+            raise ValueError(
+                f'{path}, line {number}: {lines[number - 1]!r} must have exactly one "{{}}", where the subject goes.'
+            )
         for kind in kinds:
             found[kind].append(prompt)
-    if missing := [kind for kind, prompts in found.items() if not prompts]:
-        raise ValueError(f'{path} has no prompts for {" and ".join(missing)}: write one a line, with "{{}}" for the subject.')
+    missing = [kind for kind, prompts in found.items() if not prompts]
+    if missing:
+        raise ValueError(
+            f'{path} has no prompts for {" and ".join(missing)}: write one on each line, with "{{}}" for the subject.'
+        )
     return found
+
+
+def _plain_prompts(lines: Iterable[str]) -> Iterator[tuple[int, list[Kind], str]]:
+    """Yield the number of each prompt's line, its kinds and the prompt."""
+    for number, line in enumerate(lines, start=1):
+        if line and not line.startswith("#"):
+            yield number, ["object", "live"], line
+
+
+def _dreambooth_prompts(lines: Iterable[str]) -> Iterator[tuple[int, list[Kind], str]]:
+    """Yield the same for DreamBooth's file. Other lines are headings, the table of classes, or Python's brackets."""
+    kinds: list[Kind] = ["object"]
+    for number, line in enumerate(lines, start=1):
+        match = _DREAMBOOTH_PROMPT.match(line)
+        if match:
+            yield number, kinds, match["prompt"].replace("{0} {1}", "{}")
+        else:
+            kinds = _DREAMBOOTH_HEADINGS.get(line.lower(), kinds)

@@ -1,4 +1,4 @@
-"""A store of results, so that what has been run is not run again: a file of JSON lines that several processes may write to."""
+"""Store results, so that nothing is computed twice: a file of JSON lines that several processes can write to."""
 
 import ast
 import copy
@@ -11,18 +11,40 @@ from typing import Any
 
 
 class Store:
-    """Results by their settings and by the code they come from, in a file with a line for each.
+    """A file of results, which are found by their settings and by the code that computed them.
 
-    Settings are the same where they are equal as JSON: their order does not matter, and 1 and 1.0 are two things. Of a
-    result that was put twice the later one counts. The code is read once, here.
+    Settings are the same if they are equal as JSON: their order does not matter, but 1 and 1.0 differ. If a result was put
+    twice, the later one counts. The code is read once, when the store is opened.
 
     Args:
-        path: the file; it need not be there yet.
-        code: what a result depends on: Python files, folders of them, and any other files, such as weights. Comments and
-            docstrings do not count, nor does where all this lies.
+        path: the file; `put` creates it.
+        code: what the results depend on: Python files, folders of Python files, and other files, such as weights. Comments,
+            docstrings and the location of the code do not count, but the paths of the files relative to each other do.
+
+    Attributes:
+        path: the file.
+        code: the digest of the code.
 
     Raises:
-        ValueError: for no code at all. OSError: for code that is not there.
+        ValueError: if there is no code.
+        OSError: if a file of the code does not exist.
+
+    Example:
+
+        ```py
+        >>> from pathlib import Path
+
+        >>> from diffusers_dti.evaluation.store import Store
+
+        >>> Path("experiment.py").write_text("def run(rate): return {'loss': 1 / rate}")
+        39
+        >>> store = Store("out/results.jsonl", ["experiment.py"])
+        >>> store.get({"rate": 2}) is None
+        True
+        >>> store.put({"rate": 2}, {"loss": 0.5})
+        >>> store.get({"rate": 2})
+        {'loss': 0.5}
+        ```
     """
 
     def __init__(self, path: str | Path, code: Iterable[str | Path]):
@@ -32,59 +54,69 @@ class Store:
         self._read = 0  # bytes of the file that are in `_rows`
 
     def key(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a result is found by: the settings as JSON gives them back, and the digest of the code.
+        """Return what a result is found by: the settings as JSON, and the digest of the code.
 
         Raises:
-            ValueError: for settings that are not JSON.
+            ValueError: if the settings are not JSON.
         """
         try:
             text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Settings must be JSON: texts, finite numbers, lists and mappings of them. {error}") from error
+            raise ValueError(f"Settings must be JSON: strings, finite numbers, lists and mappings of them. {error}") from error
         return {"settings": json.loads(text), "code": self.code}
 
     def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The result of these settings and this code, None where there is none yet."""
+        """Return the result for these settings and this code, or None if there is no result yet.
+
+        Raises:
+            ValueError: if the settings are not JSON.
+        """
         self._update()
         row = self._rows.get(_text(self.key(settings)))
         return None if row is None else copy.deepcopy(row["result"])
 
     def put(self, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Add a result; when this returns it is on the disk.
+        """Add a result, and return when it is on the disk.
+
+        Args:
+            settings: what the result is found by.
+            result: JSON values, which may contain infinite numbers and NaN.
 
         Raises:
-            ValueError: for settings that are not JSON. TypeError: for a result that is not; infinite numbers and NaN may be
-                in one.
+            ValueError: if the settings are not JSON.
+            TypeError: if the result is not JSON.
         """
         line = (json.dumps(self.key(settings) | {"result": dict(result)}) + "\n").encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # somebody was killed while writing, or is writing: empty lines do no harm
+                if file.read(1) != b"\n":
+                    # Another process was killed while it wrote, or is still writing. Empty lines do no harm.
                     line = b"\n" + line
-            file.write(line)  # at the end, wherever that is by now, and at once: another process' line cannot come between
+            # One write in append mode: the lines of other processes cannot come in between.
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
-        """All results of this code: {"settings": ..., "code": ..., "result": ...} each."""
+        """Return all results of this code, each as {"settings": ..., "code": ..., "result": ...}."""
         self._update()
         return copy.deepcopy(list(self._rows.values()))
 
     def _update(self) -> None:
-        """Read what has come to the file, by whomever."""
+        """Read what this and other processes have added to the file."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self._read)
             for line in file:
-                if not line.endswith(b"\n"):  # not written to its end yet
+                if not line.endswith(b"\n"):  # still being written
                     break
                 self._read += len(line)
                 try:
                     row = json.loads(line)
-                except ValueError:  # what somebody was killed over
+                except ValueError:  # a process was killed while it wrote this
                     continue
                 if row["code"] == self.code:
                     self._rows[_text({"settings": row["settings"], "code": row["code"]})] = row
@@ -95,9 +127,10 @@ def _text(key: dict[str, Any]) -> str:
 
 
 def _digest(code: Iterable[str | Path]) -> str:
-    """SHA-256 of the files' names, relative to the folder they share, and of what they say."""
+    """Return the SHA-256 of the files' contents and of their paths below the folder that they share."""
     files: set[Path] = set()
-    for path in (Path(os.path.abspath(entry)) for entry in code):  # abspath leaves links alone, so that names stay
+    for entry in code:
+        path = Path(os.path.abspath(entry))  # not `resolve()`, which would replace the names of links
         files |= set(path.rglob("*.py")) if path.is_dir() else {path}
     if not files:
         raise ValueError("No code was given: name the Python files and folders that the results depend on.")
@@ -114,15 +147,21 @@ def _content(file: Path) -> str:
 
 
 def _meaning(node: Any) -> str:
-    """`ast.dump` without docstrings and empty fields, of which every release of Python has others."""
+    """Write out a syntax tree, like `ast.dump` but without docstrings and empty fields.
+
+    Every release of Python has other empty fields, and `ast.dump` would write them.
+    """
     if isinstance(node, ast.AST):
-        fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
-        return f"{type(node).__name__}({', '.join(f'{name}={_meaning(value)}' for name, value in fields.items())})"
+        fields = []
+        for name, value in ast.iter_fields(node):
+            if value is not None and value != []:
+                fields.append(f"{name}={_meaning(value)}")
+        return f"{type(node).__name__}({', '.join(fields)})"
     if isinstance(node, list):
         return f"[{', '.join(_meaning(entry) for entry in node if not _is_docstring(entry))}]"
     return repr(node)
 
 
 def _is_docstring(node: Any) -> bool:
-    """Whether it is a statement of nothing but text."""
+    """Whether a node is a statement that consists of a string."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,33 +1,59 @@
-"""From scores of pictures to what is reported: means with intervals, tables, and a figure of subject against prompt."""
+"""Summarize the scores of images: means with intervals, tables, and a plot of subject score against prompt score."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import Tensor
+
+from ..figures import figure_class
 
 RESAMPLES = 2000
 MARKERS = "osD^v"
 
-Estimate = dict[str, float]  # mean, low, high
+
+class Record(TypedDict):
+    """The scores of one image."""
+
+    run: str
+    subject: str
+    prompt: str
+    seed: int
+    scores: Mapping[str, float]
 
 
-def summarise(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means over subjects with 95 % bootstrap intervals.
+class Estimate(TypedDict):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class RunSummary(TypedDict):
+    """The estimates of one run, by the names of the scores."""
+
+    mean: dict[str, Estimate]  # over subjects
+    subjects: dict[str, dict[str, Estimate]]
+    pictures: int  # the number of images, under its name in results that exist
+
+
+def summarize(records: Sequence[Record]) -> dict[str, RunSummary]:
+    """Compute means over subjects with 95 % bootstrap intervals.
 
     Args:
-        records: one a picture: {"run": str, "subject": str, "prompt": str, "seed": int, "scores": {name: float}}.
+        records: the scores of every image.
 
     Returns:
-        Per run {"mean": {score: estimate}, "subjects": {subject: {score: estimate}}, "pictures": their number}, where an
-        estimate is {"mean", "low", "high"}. A subject's interval is of its pictures; the mean over subjects has that of the
-        subjects, or with a single one that of its pictures. All of it can be written as JSON.
+        A summary of each run, which can be written as JSON. The interval of a subject is over its images. The interval of
+        the mean over subjects is over the subjects, or over the images if there is only one subject.
 
     Raises:
-        ValueError: for no records, or pictures that do not all have the same scores.
+        ValueError: if there are no records, or some images lack scores that others have.
     """
     if not records:
-        raise ValueError("There are no scores to summarise: evaluate at least one picture.")
+        raise ValueError("There are no scores to summarize: evaluate at least one image.")
     names = list(records[0]["scores"])
     values: dict[str, dict[str, list[list[float]]]] = {}
     for record in records:
@@ -38,80 +64,112 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             )
         subjects = values.setdefault(record["run"], {})
         subjects.setdefault(record["subject"], []).append([record["scores"][name] for name in names])
-    summary = {}
+    summary: dict[str, RunSummary] = {}
     for run, subjects in values.items():
-        tables = [torch.tensor(rows, dtype=torch.float64) for rows in subjects.values()]  # (pictures, scores) each
-        whole = tables[0] if len(tables) == 1 else torch.stack([table.mean(0) for table in tables])
+        tables = {subject: torch.tensor(rows, dtype=torch.float64) for subject, rows in subjects.items()}
+        each = list(tables.values())  # (images, scores)
+        whole = each[0] if len(each) == 1 else torch.stack([table.mean(0) for table in each])
         summary[run] = {
-            "mean": _estimates(whole, names),
-            "subjects": {subject: _estimates(table, names) for subject, table in zip(subjects, tables)},
-            "pictures": sum(map(len, tables)),
+            "mean": _estimate(whole, names),
+            "subjects": {subject: _estimate(table, names) for subject, table in tables.items()},
+            "pictures": sum(len(table) for table in each),
         }
     return summary
 
 
-def markdown(summary: dict[str, dict[str, Any]]) -> str:
-    """Two tables: a row for each run, and a row for each subject of each run."""
-    names = list(next(iter(summary.values()))["mean"])
-    lines = _head(["run", *names, "pictures"])
-    lines += [_row([run, *_cells(entry["mean"], names), str(entry["pictures"])]) for run, entry in summary.items()]
-    lines += ["", *_head(["subject", "run", *names])]
-    for subject in dict.fromkeys(subject for entry in summary.values() for subject in entry["subjects"]):
+def _estimate(values: Tensor, names: Sequence[str]) -> dict[str, Estimate]:
+    """Return each column's mean, with the interval that resampling the rows with replacement yields.
+
+    Args:
+        values: (rows, scores) float64.
+        names: the names of the scores.
+    """
+    # The generator starts anew for every subject and run: an interval must not depend on what else is summarized.
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    estimates: dict[str, Estimate] = {}
+    for name, column in zip(names, values.T, strict=True):
+        means = column[draws].mean(1)
+        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+        estimates[name] = {"mean": column.mean().item(), "low": low, "high": high}
+    return estimates
+
+
+def markdown(summary: Mapping[str, RunSummary]) -> str:
+    """Format two tables: a row for each run, and a row for each subject of each run."""
+    names = _score_names(summary)
+    lines = _header(["run", *names, "pictures"])
+    for run, entry in summary.items():
+        lines.append(_row([run, *_cells(entry["mean"], names), str(entry["pictures"])]))
+    lines += ["", *_header(["subject", "run", *names])]
+    subjects: dict[str, None] = {}  # in the order in which they come up
+    for entry in summary.values():
+        subjects.update(dict.fromkeys(entry["subjects"]))
+    for subject in subjects:
         for run, entry in summary.items():
             if subject in entry["subjects"]:
                 lines.append(_row([subject, run, *_cells(entry["subjects"][subject], names)]))
     return "\n".join(lines) + "\n"
 
 
-def figure(summary: dict[str, dict[str, Any]], x: str, y: str, path: str | Path) -> None:
-    """A point for each run with its intervals, and a small one for each subject. Needs matplotlib (`diffusers-dti[plot]`).
+def figure(summary: Mapping[str, RunSummary], x: str, y: str, path: str | Path) -> None:
+    """Plot a point with intervals for each run, and a small point for each of its subjects.
+
+    Needs matplotlib (`diffusers-dti[plot]`).
 
     Args:
-        summary: from `summarise`.
-        x, y: names of the text score and the subject score.
-        path: the picture to write.
+        summary: from `summarize`.
+        x, y: the names of the prompt score and the subject score.
+        path: the file for the plot.
 
     Raises:
-        ValueError: for a score that there is not.
+        ValueError: if there is no such score.
+        ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures are drawn by matplotlib: pip install diffusers-dti[plot]") from error
-    names = list(next(iter(summary.values()))["mean"])
-    if missing := [name for name in (x, y) if name not in names]:
-        raise ValueError(f"There is no score {missing[0]!r} to draw: there are {', '.join(names)}.")
-    drawing = Figure(figsize=(9, 5), layout="constrained")
-    axes = drawing.subplots()
+    figure = figure_class()
+    names = _score_names(summary)
+    missing = [name for name in (x, y) if name not in names]
+    if missing:
+        raise ValueError(f"There is no score {missing[0]!r} to plot, only {', '.join(names)}.")
+    plot = figure(figsize=(9, 5), layout="constrained")
+    axes = plot.subplots()
     for number, (run, entry) in enumerate(summary.items()):
-        style, mean = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}, entry["mean"]
-        subjects = entry["subjects"].values()
-        axes.scatter([s[x]["mean"] for s in subjects], [s[y]["mean"] for s in subjects], 8, alpha=0.3, linewidths=0, **style)
-        # rounding can put a bound past a mean that it equals
-        errors = [[[max(0, m["mean"] - m["low"])], [max(0, m["high"] - m["mean"])]] for m in (mean[x], mean[y])]
-        point = mean[x]["mean"], mean[y]["mean"]
-        axes.errorbar(*point, xerr=errors[0], yerr=errors[1], label=run, linestyle="none", elinewidth=0.8, **style)
+        color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
+        subjects = list(entry["subjects"].values())
+        across, upright = [s[x]["mean"] for s in subjects], [s[y]["mean"] for s in subjects]
+        axes.scatter(across, upright, 8, alpha=0.3, linewidths=0, color=color, marker=marker)
+        on_x, on_y = entry["mean"][x], entry["mean"][y]
+        axes.errorbar(
+            on_x["mean"],
+            on_y["mean"],
+            xerr=_error_bar(on_x),
+            yerr=_error_bar(on_y),
+            label=run,
+            linestyle="none",
+            elinewidth=0.8,
+            color=color,
+            marker=marker,
+        )
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    drawing.legend(loc="outside right upper", fontsize="small")
-    drawing.savefig(path, dpi=120)
+    plot.legend(loc="outside right upper", fontsize="small")
+    plot.savefig(path, dpi=120)
 
 
-def _estimates(values: torch.Tensor, names: Sequence[str]) -> dict[str, Estimate]:
-    """Of (items, scores): each column's mean, and the interval when items are drawn again with replacement."""
-    # The same draws for every subject and run: an interval does not hang on what else is summarised.
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = torch.stack([column[draws].mean(1) for column in values.T], dim=1)  # (resamples, scores)
-    rows = torch.stack([values.mean(0), *means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype), dim=0)])
-    return {name: dict(zip(("mean", "low", "high"), column.tolist())) for name, column in zip(names, rows.T)}
+def _error_bar(estimate: Estimate) -> list[list[float]]:
+    # Rounding can put a bound on the wrong side of a mean that it equals.
+    return [[max(0, estimate["mean"] - estimate["low"])], [max(0, estimate["high"] - estimate["mean"])]]
 
 
-def _cells(estimates: dict[str, Estimate], names: Sequence[str]) -> list[str]:
+def _score_names(summary: Mapping[str, RunSummary]) -> list[str]:
+    return list(next(iter(summary.values()))["mean"])
+
+
+def _cells(estimates: Mapping[str, Estimate], names: Sequence[str]) -> list[str]:
     return ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**estimates[name]) for name in names]
 
 
-def _head(titles: Sequence[str]) -> list[str]:
+def _header(titles: Sequence[str]) -> list[str]:
     return [_row(titles), "|" + "---|" * len(titles)]
 
 

@@ -2,7 +2,7 @@
 the words nearest to it. All of it reads, and changes nothing."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..concept import registry
 from ..concept.inversion import DirectionalInversion
+from ..figures import figure_class
 from ..sphere import angle
 from .offload import offload_disabled
 from .text_encoders import TextEncoder, find_text_encoders, match_components
@@ -172,40 +173,43 @@ def _cells(vector: Mapping[str, Any]) -> str:
 
 
 def figure(report: Mapping[str, Any], path: str | Path) -> None:
-    """The norms of each encoder's vocabulary with the concept's marked, and each vector's nearest words.
+    """Plot the norms of each encoder's vocabulary, with the concept's norms marked, and each vector's nearest words.
 
     Needs matplotlib (`diffusers-dti[plot]`).
 
     Args:
-        report: of `inspect`, with a pipeline.
-        path: the picture to write.
+        report: what `inspect` returned for a concept and a pipeline.
+        path: the file for the plot.
 
     Raises:
-        ValueError: for a report without a vocabulary.
+        ValueError: if the report has no vocabulary.
+        ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures are drawn by matplotlib: pip install diffusers-dti[plot]") from error
+    figure = figure_class()
     encoders = report["encoders"]
     if not all("vocabulary" in found for found in encoders.values()):
-        raise ValueError("There is no vocabulary to draw: inspect the concept with the model that it is for.")
+        raise ValueError("The report has no vocabulary to plot: inspect the concept with the model that it is for.")
     columns = 1 + report["num_vectors"]
-    drawing = Figure(figsize=(1 + 3.2 * columns, 2.8 * len(encoders)), layout="constrained")
-    for (component, found), row in zip(encoders.items(), drawing.subplots(len(encoders), columns, squeeze=False)):
-        words = found["vocabulary"]
-        row[0].stairs(words["counts"], words["edges"], fill=True, color="C0", alpha=0.5)
-        for i, vector in enumerate(found["vectors"]):
-            row[0].axvline(vector["norm"], color=f"C{i + 1}")
-        row[0].set(title=component, xlabel="norm", ylabel="words")
-        for i, axes in enumerate(row[1:]):
-            if i >= len(found["vectors"]):
+    plot = figure(figsize=(1 + 3.2 * columns, 2.8 * len(encoders)), layout="constrained")
+    grid = plot.subplots(len(encoders), columns, squeeze=False)
+    for (component, found), (histogram, *others) in zip(encoders.items(), grid):
+        words, vectors = found["vocabulary"], found["vectors"]
+        histogram.stairs(words["counts"], words["edges"], fill=True, color="C0", alpha=0.5)
+        for i, vector in enumerate(vectors):
+            histogram.axvline(vector["norm"], color=f"C{i + 1}")
+        histogram.set(title=component, xlabel="norm", ylabel="words")
+        for i, axes in enumerate(others):
+            if i < len(vectors):
+                _plot_nearest(axes, vectors[i]["nearest"], f"{report['placeholder_token']}, vector {i}", f"C{i + 1}")
+            else:
                 axes.axis("off")
-                continue
-            near = found["vectors"][i]["nearest"]
-            axes.barh(range(len(near)), [x["cosine"] for x in near], color=f"C{i + 1}")
-            # a dollar sign would begin a formula
-            axes.set_yticks(range(len(near)), [x["token"].replace("$", r"\$") for x in near])
-            axes.invert_yaxis()
-            axes.set(title=f"{report['placeholder_token']}, vector {i}".replace("$", r"\$"), xlabel="cosine")
-    drawing.savefig(path, dpi=120)
+    plot.savefig(path, dpi=120)
+
+
+def _plot_nearest(axes: Any, nearest: Sequence[Mapping[str, Any]], title: str, color: str) -> None:
+    """Plot the cosines of the nearest words as bars."""
+    axes.barh(range(len(nearest)), [word["cosine"] for word in nearest], color=color)
+    # An unescaped dollar sign would start a formula.
+    axes.set_yticks(range(len(nearest)), [word["token"].replace("$", r"\$") for word in nearest])
+    axes.invert_yaxis()
+    axes.set(title=title.replace("$", r"\$"), xlabel="cosine")

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import ModularPipeline
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..families.base import Family
+from ..figures import SheetRow, figure_class, paint_sheet
 from ..pipeline.text_encoders import find_text_encoders
-
-GAP = 4  # pixels between pictures
 
 
 def generate(family: Family, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
@@ -49,33 +48,33 @@ def check(pipe: Any) -> None:
         )
 
 
-def strip(pictures: dict[int, list[Image.Image]]) -> Image.Image:
-    """One column for each step, one row for each prompt."""
-    first = next(iter(pictures.values()))
-    scale = -(-96 // first[0].width)  # tiny pictures are enlarged, so that the steps can be read
-    width, height = (side * scale + GAP for side in first[0].size)
-    font, header = ImageFont.load_default(max(12, height // 16)), max(16, height // 12)
-    sheet = Image.new("RGB", (len(pictures) * width, header + len(first) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (step, images) in enumerate(pictures.items()):
-        draw.text((column * width + 2, 1), f"step {step}", "black", font)
-        for row, image in enumerate(images):
-            enlarged = image.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (column * width, header + row * height))
-    return sheet
+def strip(images: dict[int, list[Image.Image]]) -> Image.Image:
+    """Paint the validation images of a run: a column for each step, a row for each prompt.
+
+    Args:
+        images: one image for each prompt, by step.
+    """
+    first = next(iter(images.values()))
+    scale = -(-96 // first[0].width)  # tiny images are enlarged by a whole number, so that the steps can be read
+    rows = [SheetRow(row) for row in zip(*images.values(), strict=True)]
+    return paint_sheet(rows, [f"step {step}" for step in images], scale * first[0].width)
 
 
 def plot(history: list[dict[str, float]], path: str | Path) -> None:
-    """Loss, angle to the initializer and norm over the steps, as a picture. Needs matplotlib (`diffusers-dti[plot]`)."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Curves are drawn by matplotlib: pip install diffusers-dti[plot]") from error
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    names = {"loss": "loss", "angle": "angle to the initializer (°)", "norm": "norm of the embedding"}
-    for axes, (key, name) in zip(figure.subplots(1, 3), names.items()):
-        axes.plot([x["step"] for x in history], [x[key] for x in history])
-        axes.set(title=name, xlabel="step")
+    """Plot loss, angle to the initializer and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`).
+
+    Args:
+        history: the log entries, each with "step", "loss", "angle" (degrees) and "norm".
+        path: the file for the plot.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure = figure_class()(figsize=(9, 2.8), layout="constrained")
+    titles = {"loss": "loss", "angle": "angle to the initializer (°)", "norm": "norm of the embedding"}
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items()):
+        axes.plot([entry["step"] for entry in history], [entry[key] for entry in history])
+        axes.set(title=title, xlabel="step")
         if key != "loss":
             axes.set_ylim(bottom=0)
     figure.savefig(path)

@@ -35,7 +35,7 @@ def write(folder: Path, bundles: Sequence[Bundle], pixels: int) -> Path:
 def verify(pictures: Sequence[Image.Image], texts: Sequence[str], subject: Subject) -> dict[str, list[float]]:
     """Scores "subject" and "prompt" of each picture: a metric for `dti evaluate`."""
     bundle = next(b for b in scenes.TEST_SUBJECTS if name_of(b) == subject.name)
-    asked = {p.text: p for p in measure.prompts(bundle, subject.word)}
+    asked = {p.text: p for p in measure.prompts(bundle, subject.class_noun)}
     images = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(list(pictures)))
     each = [measure.scores(image[None], [asked[text]]) for image, text in zip(images, texts, strict=True)]
     return {name: [scores[name] for scores in each] for name in ("subject", "prompt")}

@@ -75,11 +75,11 @@ def jobs(split: str, world: str) -> Iterator[tuple[str, Job]]:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Results of all jobs, as `summarise` takes them."""
+    """Results of all jobs, as `summarize` takes them."""
     pipe = open_world(args.world)
-    # all of the package that training and loading use, and what scores are made of
-    beside = (Store.__module__, "diffusers_dti.evaluation")
-    code = [Path(m.__file__) for n, m in sys.modules.items() if n.startswith("diffusers_dti.") and not n.startswith(beside)]
+    # Results depend on all of the package that training and loading use, and on what scores are made of.
+    others = ("diffusers_dti.evaluation", "diffusers_dti.figures")
+    code = [Path(m.__file__) for n, m in sys.modules.items() if n.startswith("diffusers_dti.") and not n.startswith(others)]
     code += [FOLDER / f"{name}.py" for name in ("scenes", "verifier", "gates", "measure")]
     store = Store(args.results, [*code, *folder_of(args.world).rglob("*.safetensors")])
     subjects = (scenes.DEV_SUBJECTS if args.split == "dev" else scenes.TEST_SUBJECTS)[: args.subjects]
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="these alone, by their names in the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = summary.summarise(run(args))
+    results = summary.summarize(run(args))
     print(f"{args.world}, {args.split}: means over subjects, with 95 % bootstrap intervals")
     print(summary.markdown(results).split("\n\n")[0].replace(" pictures |", " runs |"))
     drawing = args.results.parent / f"{args.world}-{args.split}.png"

@@ -179,7 +179,7 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     command = ["evaluate", subjects, "--model", model, "--instances", "rex", "tom", "--output_dir", tmp_path / "evaluation"]
     command += ["--runs", runs / "dti", runs / "dco", f"{runs / 'dti'}@max", "--metrics", f"{tmp_path / 'metric.py'}:counted"]
     command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, 1, *CALL]
-    assert dti(*command, "--skip_generation") == 1 and "pictures of rex are missing" in capsys.readouterr().err
+    assert dti(*command, "--skip_generation") == 1 and "images of rex are missing" in capsys.readouterr().err
     assert not (tmp_path / "evaluation" / "results.json").exists()
     assert dti(*command) == 0
     result = json.loads((tmp_path / "evaluation" / "results.json").read_text())
@@ -199,7 +199,7 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     one.unlink()
     assert dti(*command, "--skip_generation") == 1
     err = capsys.readouterr().err
-    assert "1 of 4 pictures of rex are missing" in err and one.name in err
+    assert "1 of 4 images of rex are missing" in err and one.name in err
 
 
 def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_pa
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("{'a': [1.0] * 9}", "finite number for each of 1 pictures"),
+        ("{'a': [1.0] * 9}", "finite number for each of 1 images"),
         ("{'a': [float('nan')]}", "finite number"),
         ("[1.0]", "under each score's name"),
     ],

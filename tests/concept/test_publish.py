@@ -427,12 +427,12 @@ report([[p.getpixel((3, 3)) for p in trainer.validation_images[2]], trainer.hist
 
 AGAIN = """
 from diffusers_dti import DirectionalInversion
-from diffusers_dti.evaluation.protocol import _adapter_of
+from diffusers_dti.evaluation.generation import find_adapter
 from huggingface_hub import HfApi
 HfApi(token="hf_write").upload_file(path_or_fileobj=b"a picture", path_in_repo="images/teaser.png", repo_id="user/dti-rex")
 rex = DirectionalInversion.from_pretrained("user/dti-rex", token="hf_write")
 rex.push_to_hub("user/dti-rex", images=[Image.new("RGB", (8, 8))], token="hf_write")
-report(_adapter_of("user/dti-rex").name)
+report(find_adapter("user/dti-rex").name)
 """
 
 

@@ -1,4 +1,4 @@
-"""Against a server of our own, which gives a small archive laid out as the real one."""
+"""Download from a local server, which sends a small archive with the layout of the real one."""
 
 import io
 import json
@@ -29,10 +29,10 @@ prompt_list = [
 """
 
 
-def packed(more=None):
+def pack_archive(more=None):
     photo = io.BytesIO()
     Image.effect_noise((32, 32), 90).save(photo, "jpeg")
-    files = {"README.md": "of no use here", "LICENSE.md": "", "dataset/prompts_and_classes.txt": LIST}
+    files = {"README.md": "not used here", "LICENSE.md": "", "dataset/prompts_and_classes.txt": LIST}
     files |= {"dataset/references_and_licenses.txt": "CC BY", "dataset/unlisted/00.jpg": photo.getvalue()}
     files |= {
         f"dataset/{name}/0{i}.jpg": photo.getvalue() for name in ("dog", "wolf_plushie", "backpack_dog") for i in range(4)
@@ -50,7 +50,7 @@ def packed(more=None):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server whose `reply` is (status, body, headers); `asked` counts its requests."""
+    """Start a server whose `reply` is (status, body, headers), and whose `asked` counts its requests."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -80,14 +80,14 @@ def server(monkeypatch):
     made.server_close()
 
 
-def sized(body):
+def with_length(body):
     return 200, body, {"Content-Length": len(body)}
 
 
-@pytest.mark.parametrize("chunked", [False, True])  # as a file, and as GitHub sends what it packs on the way
-def test_the_data_set_and_its_subjects(server, tmp_path, chunked):
-    body = packed()
-    server.reply = sized(body)
+@pytest.mark.parametrize("chunked", [False, True])  # as a file, and as GitHub sends archives that it packs while sending
+def test_downloads_the_data_set_and_lists_its_subjects(server, tmp_path, chunked):
+    body = pack_archive()
+    server.reply = with_length(body)
     if chunked:
         server.reply = 200, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), {"Transfer-Encoding": "chunked"}
     folder = tmp_path / "data" / "dreambooth"
@@ -103,15 +103,15 @@ def test_the_data_set_and_its_subjects(server, tmp_path, chunked):
         "initialization": "stuffed animal",
     }
     subjects = read_subjects(path)
-    assert [(s.name, s.word, len(s.photos)) for s in subjects] == [
+    assert [(s.name, s.class_noun, len(s.photos)) for s in subjects] == [
         ("backpack_dog", "backpack", 4),
         ("dog", "dog", 4),
         ("wolf_plushie", "stuffed animal", 4),
     ]
 
 
-def test_what_is_there_needs_no_network(server, tmp_path):
-    server.reply = sized(packed())
+def test_downloads_nothing_twice(server, tmp_path):
+    server.reply = with_length(pack_archive())
     path = dreambooth.download(str(tmp_path / "dreambooth"))
     written = path.read_text()
     path.write_text("{}")
@@ -121,15 +121,15 @@ def test_what_is_there_needs_no_network(server, tmp_path):
     assert server.asked == 1
 
 
-def test_an_empty_folder_is_filled_and_a_json_that_is_there_kept(server, tmp_path):
-    server.reply = sized(packed())
+def test_fills_an_empty_folder_and_keeps_an_existing_list(server, tmp_path):
+    server.reply = with_length(pack_archive())
     (tmp_path / "dreambooth").mkdir()
     (tmp_path / "dreambooth.json").write_text("{}")
     assert dreambooth.download(tmp_path / "dreambooth").read_text() == "{}"
     assert (tmp_path / "dreambooth" / "dog").is_dir()
 
 
-def test_a_folder_that_is_something_else(tmp_path):
+def test_rejects_another_folder(tmp_path):
     folder = tmp_path / "dreambooth"
     (folder / "dog").mkdir(parents=True)
     with pytest.raises(OSError, match=r"not DreamBooth's data set, it has no prompts_and_classes\.txt\. Remove .*, or unpack"):
@@ -140,7 +140,7 @@ def test_a_folder_that_is_something_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dreambooth"]
 
 
-FLIPPED = bytearray(packed())
+FLIPPED = bytearray(pack_archive())
 FLIPPED[FLIPPED.index(b"JFIF") + 400] ^= 255
 
 
@@ -149,34 +149,37 @@ FLIPPED[FLIPPED.index(b"JFIF") + 400] ^= 255
     [
         ((404, b"", {"Content-Length": 0}), "HTTP Error 404"),
         ((503, b"", {"Content-Length": 0}), "HTTP Error 503"),
-        ((200, packed()[:700], {"Content-Length": 5000}), r"cut after 700 of 5000 bytes|IncompleteRead\(700 bytes"),
-        ((200, b"1388\r\n" + packed()[:700], {"Transfer-Encoding": "chunked"}), "IncompleteRead"),
-        ((200, packed()[:700], {}), "not a zip file"),
-        (sized(b"<html>Sign in to the network of this hotel</html>"), "not a zip file"),
-        (sized(bytes(FLIPPED)), "Bad CRC-32"),
-        (sized(packed(["dreambooth-main/dataset/../../../evil.txt"])), r"leaves its folder, .*evil\.txt"),
-        (sized(packed(["../evil.txt"])), r"leaves its folder, \.\./evil\.txt"),
-        (sized(packed(["dreambooth-main/dataset\\..\\..\\evil.txt"])), r"leaves its folder, .*evil\.txt"),
-        (sized(packed(["/evil.txt"])), r"leaves its folder, /evil\.txt"),
-        (sized(packed().replace(b"/dataset/", b"/elsewhr/")), r"the archive has no dataset/prompts_and_classes\.txt"),
+        ((200, pack_archive()[:700], {"Content-Length": 5000}), r"cut after 700 of 5000 bytes|IncompleteRead\(700 bytes"),
+        ((200, b"1388\r\n" + pack_archive()[:700], {"Transfer-Encoding": "chunked"}), "IncompleteRead"),
+        ((200, pack_archive()[:700], {}), "not a zip file"),
+        (with_length(b"<html>Sign in to the network of this hotel</html>"), "not a zip file"),
+        (with_length(bytes(FLIPPED)), "Bad CRC-32"),
+        (with_length(pack_archive(["dreambooth-main/dataset/../../../evil.txt"])), r"leaves its folder, .*evil\.txt"),
+        (with_length(pack_archive(["../evil.txt"])), r"leaves its folder, \.\./evil\.txt"),
+        (with_length(pack_archive(["dreambooth-main/dataset\\..\\..\\evil.txt"])), r"leaves its folder, .*evil\.txt"),
+        (with_length(pack_archive(["/evil.txt"])), r"leaves its folder, /evil\.txt"),
+        (
+            with_length(pack_archive().replace(b"/dataset/", b"/elsewhr/")),
+            r"the archive has no dataset/prompts_and_classes\.txt",
+        ),
     ],
 )
-def test_what_cannot_be_fetched(server, tmp_path, reply, why):
+def test_failed_downloads_leave_nothing_behind(server, tmp_path, reply, why):
     server.reply = reply
-    with pytest.raises(OSError, match=rf"(?s)could not be fetched from {dreambooth.ARCHIVE}: .*({why})") as error:
+    with pytest.raises(OSError, match=rf"(?s)could not be downloaded from {dreambooth.ARCHIVE}: .*({why})") as error:
         dreambooth.download(tmp_path / "data" / "dreambooth")
     assert f"unpack its folder `dataset` as {tmp_path / 'data' / 'dreambooth'}, and run this again" in str(error.value)
     assert [p.name for p in tmp_path.rglob("*")] == ["data"]
 
 
-def test_no_server_and_one_that_says_nothing(tmp_path, monkeypatch):
-    silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # listens and never answers
+def test_no_server_and_a_silent_server(tmp_path, monkeypatch):
+    silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # listens but never answers
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(dreambooth, "ARCHIVE", f"http://127.0.0.1:{silent.server_port}/main.zip")
     monkeypatch.setattr(dreambooth, "TIMEOUT", 0.1)
-    with pytest.raises(OSError, match="could not be fetched from http.*timed out.* unpack its folder"):
+    with pytest.raises(OSError, match="could not be downloaded from http.*timed out.* unpack its folder"):
         dreambooth.download(tmp_path / "dreambooth")
     silent.server_close()
-    with pytest.raises(OSError, match="could not be fetched from http.*refused.* unpack its folder"):
+    with pytest.raises(OSError, match="could not be downloaded from http.*refused.* unpack its folder"):
         dreambooth.download(tmp_path / "dreambooth")
     assert not list(tmp_path.iterdir())

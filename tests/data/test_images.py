@@ -4,20 +4,20 @@ from PIL import Image
 from diffusers_dti.data.images import load_photos, logger
 
 
-def test_folders_files_and_pictures(tmp_path, caplog):
+def test_loads_folders_files_and_images(tmp_path, caplog):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (20, 10), "red").save(tmp_path / "b.jpg", exif=exif)
     Image.new("P", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.txt").write_text("a {} on grass\n")
-    (tmp_path / "notes.md").write_text("no picture")
-    (tmp_path / ".hidden").write_text("nor this")
+    (tmp_path / "notes.md").write_text("not an image")
+    (tmp_path / ".hidden").write_text("neither")
     logger.addHandler(caplog.handler)
     try:
         loaded = load_photos(tmp_path)
     finally:
         logger.removeHandler(caplog.handler)
-    assert "being no pictures: notes.md." in caplog.text
+    assert "because they are not images: notes.md." in caplog.text
     assert [p.image.size for p in loaded] == [(8, 8), (10, 20)] and {p.image.mode for p in loaded} == {"RGB"}
     assert [p.caption for p in loaded] == [None, "a {} on grass"]
     assert [p.image.size for p in load_photos(tmp_path / "b.jpg")] == [(10, 20)]
@@ -26,8 +26,8 @@ def test_folders_files_and_pictures(tmp_path, caplog):
     assert [p.caption for p in both] == ["a {}", None]
 
 
-def test_data_sets():
-    class Dataset(list):  # what of `datasets.Dataset` is used
+def test_loads_data_sets():
+    class Dataset(list):  # what is used of `datasets.Dataset`
         column_names = ("image", "text")
 
     rows = Dataset({"image": Image.new("RGB", (4, 4)), "text": f"a {{}}, {i}"} for i in range(3))
@@ -37,14 +37,14 @@ def test_data_sets():
         load_photos(rows)
 
 
-def test_the_real_data_set_class():
+def test_loads_a_real_data_set():
     import datasets
 
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))], "caption": ["a {}"]})
     assert [p.caption for p in load_photos(rows.cast_column("image", datasets.Image()))] == ["a {}"]
 
 
-def test_transparency_is_a_mask_and_stands_on_white():
+def test_transparency_becomes_a_mask_and_white_pixels():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
     assert load_photos(image)[0].mask is None
     image.putpixel((0, 0), (0, 0, 0, 0))
@@ -56,18 +56,18 @@ def test_transparency_is_a_mask_and_stands_on_white():
     assert load_photos(image, masks=[None])[0].mask is None
 
 
-def test_photos_that_cannot_be_used(tmp_path):
-    with pytest.raises(ValueError, match=r"has no pictures.*3 to 6 photos"):
+def test_rejects_files_that_are_not_images(tmp_path):
+    with pytest.raises(ValueError, match=r"has no images.*3 to 6 photos"):
         load_photos(tmp_path)
-    with pytest.raises(ValueError, match="No pictures were given"):
+    with pytest.raises(ValueError, match="No images were given"):
         load_photos([])
     (tmp_path / "broken.png").write_bytes(b"png?")
-    with pytest.raises(OSError, match=r"broken\.png is not a picture"):
+    with pytest.raises(OSError, match=r"broken\.png is not an image"):
         load_photos(tmp_path)
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 90).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"cut\.png is not a picture"):
+    with pytest.raises(OSError, match=r"cut\.png is not an image"):
         load_photos([tmp_path / "cut.png"])
     with pytest.raises(OSError, match=r"nowhere\.png"):
         load_photos(tmp_path / "nowhere.png")
@@ -82,6 +82,6 @@ def test_photos_that_cannot_be_used(tmp_path):
         ({"masks": [None]}, "masks must be a list"),
     ],
 )
-def test_captions_and_masks_that_do_not_fit(arguments, message):
+def test_rejects_captions_and_masks_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_photos([Image.new("RGB", (4, 4))] * 2, **arguments)

@@ -9,7 +9,7 @@ from diffusers_dti.data.subjects import read_subjects, subject_names
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the subjects and gives the file's path; photos/dog has 0.png, 1.png, 2.png, and photos/cat a.jpg."""
+    """Write subjects to a file and return its path; photos/dog has 0.png, 1.png and 2.png, photos/cat has a.jpg."""
     for name in ("dog/0.png", "dog/1.png", "dog/2.png", "cat/a.jpg"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), "red").save(tmp_path / "photos" / name)
@@ -26,14 +26,14 @@ def dog(**more):
     return {"dog": {"path": "photos/dog", "class": "dog"} | more}
 
 
-def test_subjects_in_order(write, tmp_path):
+def test_reads_subjects_in_order(write, tmp_path):
     cat = {"path": "photos/cat", "class": "cat", "initialization": "grey cat", "template": "imagenet_small", "url": None}
     path = write(dog(prompts=["a {} in the snow", "a red {}"]) | {"cat": cat})
     rex, tom = read_subjects(path)
-    assert (rex.name, rex.word, rex.initialization, rex.placeholder_token) == ("dog", "dog", "dog", "<dog>")
+    assert (rex.name, rex.class_noun, rex.initializer, rex.placeholder_token) == ("dog", "dog", "dog", "<dog>")
     assert rex.path == tmp_path / "photos" / "dog" and [f.name for f in rex.files] == ["0.png", "1.png", "2.png"]
     assert rex.templates is None and rex.captions is None and rex.prompts == ("a {} in the snow", "a red {}")
-    assert (tom.word, tom.initialization, tom.templates, tom.prompts) == ("cat", "grey cat", None, None)
+    assert (tom.class_noun, tom.initializer, tom.templates, tom.prompts) == ("cat", "grey cat", None, None)
     assert [s.name for s in read_subjects(str(path), ["cat", "dog"])] == ["cat", "dog"]
     assert [s.name for s in read_subjects(path, ["cat"])] == ["cat"]
     assert [p.image.size for p in rex.photos] == [(8, 8)] * 3 and rex.photos is rex.photos
@@ -52,7 +52,7 @@ def test_paths_are_relative_to_the_current_folder_or_to_the_file(write, tmp_path
     assert len(read_subjects(write(dog(path=str(tmp_path / "photos" / "dog"))))[0].files) == 3
 
 
-def test_named_pictures_with_a_template_each_have_captions(write):
+def test_a_template_for_each_named_image_is_its_caption(write):
     texts = ["a {} on grass", "a {} indoors"]
     (subject,) = read_subjects(write(dog(images=["2.png", "0.png"], template=texts)))
     assert [f.name for f in subject.files] == ["2.png", "0.png"]
@@ -67,13 +67,13 @@ def test_named_pictures_with_a_template_each_have_captions(write):
         assert subject.captions is None and subject.templates == tuple(more["template"])
 
 
-def test_a_picture_instead_of_a_folder_and_a_prompt_instead_of_a_list(write):
+def test_an_image_instead_of_a_folder_and_a_prompt_instead_of_a_list(write):
     (subject,) = read_subjects(write(dog(path="photos/dog/1.png", images=None, template="a house in {} style")))
     assert [f.name for f in subject.files] == ["1.png"] and subject.templates == ("a house in {} style",)
     assert len(subject.photos) == 1
 
 
-def test_captions_beside_the_photos(write, tmp_path):
+def test_captions_next_to_the_photos(write, tmp_path):
     path = write(dog())
     (tmp_path / "photos" / "dog" / "1.txt").write_text("a {} asleep\n")
     (subject,) = read_subjects(path)
@@ -83,7 +83,7 @@ def test_captions_beside_the_photos(write, tmp_path):
         read_subjects(path)
 
 
-def test_masks_where_there_are_any(write, tmp_path):
+def test_masks_of_some_photos(write, tmp_path):
     see_through = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
     see_through.putpixel((0, 0), (0, 0, 0, 0))
     see_through.save(tmp_path / "photos" / "cat" / "a.png")
@@ -103,13 +103,13 @@ def test_masks_where_there_are_any(write, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../out", "a/b", "dog\n", " dog", "a:b"])
-def test_names_that_cannot_be_folders(write, name):
-    with pytest.raises(ValueError, match="cannot be a folder's"):
+def test_rejects_names_that_cannot_name_a_folder(write, name):
+    with pytest.raises(ValueError, match="cannot name a folder"):
         read_subjects(write({name: dog()["dog"]}))
 
 
-def test_names_alone(write):
-    """One subject's mistake is not the others'."""
+def test_reads_only_the_names(write):
+    """A mistake in one subject does not stop the others."""
     path = write(dog() | {"cat": {"path": "photos/nowhere", "class": "cat"}})
     assert subject_names(path) == ["dog", "cat"] and subject_names(path, ["cat"]) == ["cat"]
     assert read_subjects(path, ["dog"])[0].name == "dog"
@@ -120,47 +120,47 @@ def test_names_alone(write):
 @pytest.mark.parametrize(
     ("subjects", "error", "message"),
     [
-        ("{'dog': 1}", ValueError, r"subjects\.json is not JSON, mend it"),
+        ("{'dog': 1}", ValueError, r"subjects\.json is not valid JSON"),
         ("[]", ValueError, "must map names to subjects"),
         ({"dog": "photos/dog"}, ValueError, "must map names to subjects"),
         ({"dog": {"class": "dog"}}, ValueError, "'dog' of .* needs a \"path\""),
         ({"dog": {"path": "photos/dog"}}, ValueError, "'dog' of .* needs a \"class\""),
         (dog(**{"class": ""}), ValueError, "'dog' of .* needs a \"class\""),
-        (dog(initialization=3), ValueError, "'dog' of .*\"initialization\" that is no text: give words, or leave it out"),
+        (dog(initialization=3), ValueError, "'dog' of .*\"initialization\" that is not text: give words, or remove it"),
         (
             dog(path="photos/doge"),
             OSError,
-            "'dog' of .*photos/doge is neither in the current folder nor beside the file. Correct",
+            "'dog' of .*photos/doge is neither in the current folder nor next to the file. Correct",
         ),
-        (dog(path="."), ValueError, r"'dog' of .* has no pictures"),
-        (dog(images=["0.png", "7.png", "8.png"]), OSError, r"'dog' of .* lacks 7\.png, 8\.png\. Put them there, or take"),
-        (dog(images=[]), ValueError, "'dog' of .*\"images\" must be a list of file names; leave it out"),
+        (dog(path="."), ValueError, r"'dog' of .* has no images"),
+        (dog(images=["0.png", "7.png", "8.png"]), OSError, r"'dog' of .* lacks 7\.png, 8\.png\. Put them there, or remove"),
+        (dog(images=[]), ValueError, "'dog' of .*\"images\" must be a list of file names; remove it"),
         (dog(images="0.png"), ValueError, "'dog' of .*\"images\" must be a list of file names"),
-        (dog(template="imagenet_large"), ValueError, "'dog' of .*template 'imagenet_large'. Understood are \"imagenet_small\""),
+        (dog(template="imagenet_large"), ValueError, "'dog' of .*template 'imagenet_large'. It can be \"imagenet_small\""),
         (dog(template=["a {}", "a dog"]), ValueError, "'dog' of .*'a dog' in its \"template\" needs"),
-        (dog(template=[]), ValueError, "'dog' of .*\"template\" must be a list of prompts; leave it out"),
+        (dog(template=[]), ValueError, "'dog' of .*\"template\" must be a list of prompts; remove it"),
         (dog(template={"a": 1}), ValueError, "'dog' of .*\"template\" must be a list of prompts"),
         (dog(prompts=["a dog"]), ValueError, "'dog' of .*'a dog' in its \"prompts\" needs"),
         (dog(prompts="a {}"), ValueError, "'dog' of .*\"prompts\" must be a list of prompts"),
     ],
 )
-def test_one_clear_error(write, subjects, error, message):
+def test_mistakes_have_one_clear_error(write, subjects, error, message):
     with pytest.raises(error, match=message):
         read_subjects(write(subjects))
 
 
-def test_unknown_subjects_and_files_and_what_is_not_asked_for(write, tmp_path):
+def test_unknown_subjects_and_missing_files(write, tmp_path):
     path = write({"cat": {"path": "photos/gone", "class": "cat"}} | dog())
     with pytest.raises(ValueError, match=r"subjects\.json has no subject 'rex', only cat, dog\."):
         read_subjects(path, ["dog", "rex"])
-    assert [s.name for s in read_subjects(path, ["dog"])] == ["dog"]  # the cat's pictures need not be there
-    with pytest.raises(OSError, match=r"nowhere\.json is not there: give a JSON file"):
+    assert [s.name for s in read_subjects(path, ["dog"])] == ["dog"]  # the cat's photos need not exist
+    with pytest.raises(OSError, match=r"nowhere\.json does not exist: give a JSON file"):
         read_subjects(tmp_path / "nowhere.json")
 
 
-def test_a_file_that_is_no_picture_is_found_when_it_is_read(write, tmp_path):
+def test_a_file_that_is_not_an_image_raises_when_it_is_read(write, tmp_path):
     path = write(dog())
     (tmp_path / "photos" / "dog" / "1.png").write_bytes(b"png?")
     (subject,) = read_subjects(path)
-    with pytest.raises(OSError, match=r"1\.png is not a picture"):
+    with pytest.raises(OSError, match=r"1\.png is not an image"):
         _ = subject.photos

@@ -28,13 +28,13 @@ prompt_list = [
 
 
 @pytest.mark.parametrize("prompts", [OBJECT_PROMPTS, LIVE_PROMPTS])
-def test_as_many_prompts_as_the_papers_one_subject_each(prompts):
+def test_there_are_as_many_prompts_as_in_the_paper(prompts):
     assert len(prompts) == len(set(prompts)) == 41
     for prompt in prompts:
         before, after = prompt.split("{}")
         assert prompt.format("dog") == f"{before}dog{after}" and before.endswith(" ") and prompt == prompt.strip()
         assert len(prompt.split()) < 25  # fits into 64 tokens
-    assert sum(prompt.endswith("{}") for prompt in prompts) >= 5  # the token late
+    assert sum(prompt.endswith("{}") for prompt in prompts) >= 5  # the placeholder late
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_as_many_prompts_as_the_papers_one_subject_each(prompts):
         *(("teapot", False), ("stuffed animal", False), ("teddy bear", False), ("dog toy", False), ("", False)),
     ],
 )
-def test_the_last_word_decides_what_lives(word, live):
+def test_the_last_word_decides_whether_it_is_alive(word, live):
     assert is_live(word) is live
 
 
-def test_the_classes_of_dreambooth_are_told_apart():
+def test_recognizes_the_living_classes_of_dreambooth():
     things = "backpack,stuffed animal,bowl,can,candle,clock,sneaker,toy,boot,glasses,cartoon,teapot,vase".split(",")
     assert not any(map(is_live, things)) and is_live("cat") and is_live("dog")
 
 
-def test_dreambooths_file(tmp_path):
+def test_reads_the_file_of_dreambooth(tmp_path):
     path = tmp_path / "prompts_and_classes.txt"
     path.write_text(DREAMBOOTH)
     assert read_prompts(path) == {
@@ -62,21 +62,21 @@ def test_dreambooths_file(tmp_path):
     }
 
 
-def test_a_prompt_a_line(tmp_path):
+def test_reads_a_prompt_from_each_line(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# mine\n\n a {} in a café \nbeside a tree, a {}\n", encoding="utf-8")
     assert read_prompts(path) == {kind: ["a {} in a café", "beside a tree, a {}"] for kind in ("object", "live")}
 
 
 @pytest.mark.parametrize("line", ["a dog", "a {} and a {}", "a {0}", "a {} in {place}", "a { } here"])
-def test_a_line_without_one_place_for_the_subject_is_named(tmp_path, line):
+def test_errors_name_a_line_without_exactly_one_place(tmp_path, line):
     path = tmp_path / "mine.txt"
     path.write_text(f"a {{}} at sea\n\n{line}\n")
     with pytest.raises(ValueError, match="line 3: .*exactly one"):
         read_prompts(path)
 
 
-def test_files_that_lack_prompts(tmp_path):
+def test_rejects_files_without_prompts(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# nothing\n")
     with pytest.raises(ValueError, match="no prompts for object and live"):

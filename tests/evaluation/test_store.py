@@ -37,12 +37,12 @@ def path(tmp_path):
 
 
 def start(script, *arguments):
-    """A process with `Store` at hand; without the package's imports, which take seconds."""
+    """Start a process that has `Store`, without the imports of the package, which take seconds."""
     script = f"import runpy, sys\nStore = runpy.run_path({store.__file__!r})['Store']\n{script}"
     return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)])
 
 
-def test_what_is_put_is_found_by_settings(path, code):
+def test_finds_results_by_their_settings(path, code):
     results = Store(path, [code])
     assert results.get({"a": 1}) is None and results.rows() == []
     results.put({"rate": 0.1 + 0.2, "names": ("dog", "cat"), "deep": {"x": None, "y": True}}, {"score": 1 / 3})
@@ -53,12 +53,12 @@ def test_what_is_put_is_found_by_settings(path, code):
     assert results.key(same) == {"settings": same, "code": results.code}
     (line,) = path.read_text().splitlines()
     assert results.rows() == [json.loads(line)] == [results.key(same) | {"result": {"score": 1 / 3}}]
-    results.get(same)["score"] = 0  # the caller's own
+    results.get(same)["score"] = 0  # a copy
     results.rows()[0]["result"]["score"] = 0
     assert results.get(same) == {"score": 1 / 3}
 
 
-def test_a_later_record_wins(path, code):
+def test_the_later_result_counts(path, code):
     results = Store(path, [code])
     for score in (1, 2):
         results.put({"a": 1}, {"score": score})
@@ -66,7 +66,7 @@ def test_a_later_record_wins(path, code):
     assert Store(path, [code]).get({"a": 1}) == {"score": 2} and len(path.read_text().splitlines()) == 2
 
 
-def test_what_others_add_is_seen(path, code):
+def test_sees_what_other_stores_add(path, code):
     first, second = Store(path, [code]), Store(path, [code])
     for number in range(3):
         second.put({"n": number}, {"score": number})
@@ -75,7 +75,7 @@ def test_what_others_add_is_seen(path, code):
 
 
 @pytest.mark.parametrize("settings", [{"a": {1}}, {"a": object()}, {"a": math.nan}, {"a": [math.inf]}, {1: "a", "b": "c"}])
-def test_settings_that_are_not_json(path, code, settings):
+def test_rejects_settings_that_are_not_json(path, code, settings):
     results = Store(path, [code])
     for call in (results.key, results.get, lambda x: results.put(x, {})):
         with pytest.raises(ValueError, match="Settings must be JSON"):
@@ -83,16 +83,16 @@ def test_settings_that_are_not_json(path, code, settings):
     assert not path.exists()
 
 
-def test_results_that_are_not_json_write_nothing(path, code):
+def test_rejects_results_that_are_not_json(path, code):
     results = Store(path, [code])
     with pytest.raises(TypeError):
         results.put({"a": 1}, {"score": object()})
     assert not path.exists()
-    results.put({"a": 1}, {"loss": math.nan})  # a run that diverged is a result
+    results.put({"a": 1}, {"loss": math.nan})  # of a run that diverged
     assert math.isnan(results.get({"a": 1})["loss"])
 
 
-def test_two_processes_append_at_once(path, code):
+def test_two_processes_write_at_once(path, code):
     script = """
 results, me = Store(sys.argv[1], [sys.argv[2]]), sys.argv[3]
 for number in range(200):
@@ -107,12 +107,12 @@ for number in range(200):
             assert results.get({"process": me, "number": number}) == {"text": me * (1 + 97 * number)}
 
 
-def test_a_run_killed_in_the_middle_of_a_line(path, code):
+def test_a_process_killed_while_it_writes(path, code):
     before = Store(path, [code])
     before.put({"n": 0}, {"text": "whole"})
     script = """
 import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel cuts the write there and kills
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel cuts the write short and kills the process
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 Store(sys.argv[1], [sys.argv[2]]).put({"n": 1}, {"text": "x" * 5000})
 """
@@ -126,7 +126,7 @@ Store(sys.argv[1], [sys.argv[2]]).put({"n": 1}, {"text": "x" * 5000})
         assert [row["settings"]["n"] for row in results.rows()] == [0, 2] and results.get({"n": 2}) == {"text": "next"}
 
 
-def test_a_line_that_is_being_written_is_read_when_it_is_whole(path, code):
+def test_reads_a_line_once_it_is_complete(path, code):
     results = Store(path, [code])
     results.put({"n": 0}, {})
     line = path.read_bytes().replace(b'"n": 0', b'"n": 1')
@@ -154,16 +154,16 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(path, code):
         ("(self, x=1)", "(self, *, x=1)", False),
     ],
 )
-def test_code_counts_but_not_what_is_said_of_it(path, code, before, after, kept):
+def test_code_counts_but_comments_and_docstrings_do_not(path, code, before, after, kept):
     Store(path, [code]).put({"a": 1}, {"score": 1})
     assert before in CODE
     (code / "a.py").write_text(CODE.replace(before, after))
     assert (Store(path, [code]).get({"a": 1}) is not None) == kept
-    (code / "a.py").write_text(CODE)  # what was run before counts again
+    (code / "a.py").write_text(CODE)  # earlier results are found again
     assert Store(path, [code]).get({"a": 1}) == {"score": 1}
 
 
-def test_files_and_their_names_count_but_not_where_they_lie(path, code, tmp_path):
+def test_contents_and_names_count_but_locations_do_not(path, code, tmp_path):
     weights = code.parent / "weights.bin"
     weights.write_bytes(b"\xff\x00")
     Store(path, [code, weights]).put({"a": 1}, {"score": 1})
@@ -188,7 +188,7 @@ def test_files_and_their_names_count_but_not_where_they_lie(path, code, tmp_path
     assert not found(other)
 
 
-def test_no_code(path, tmp_path):
+def test_rejects_missing_code(path, tmp_path):
     with pytest.raises(ValueError, match="No code was given: name the Python files"):
         Store(path, [])
     with pytest.raises(OSError, match=r"nowhere\.py"):

@@ -26,8 +26,8 @@ def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
     assert {k: len(v) for k, v in watched.validation_images.items()} == {2: 2, 4: 2, 5: 2}
     strip = Image.open(tmp_path / "validation.png")
     assert watched.validation_images[2][0].size == (16, 16)
-    assert strip.width == 3 * 100 and strip.height == 2 * 100 + 16  # enlarged, under a line of steps
-    assert strip.getpixel((100 + 3, 16 + 3)) == watched.validation_images[4][0].getpixel((0, 0))
+    assert strip.width == 3 * 100 and strip.height == 2 * 100 + 23  # enlarged, below a line of steps
+    assert strip.getpixel((100 + 3, 23 + 3)) == watched.validation_images[4][0].getpixel((0, 0))
     # the last pictures are what the finished pipeline draws
     again = validation.generate(watched.family, ["a <dog> on the beach"], 16, watched.config.seed)[0]
     difference = torch.tensor(list(again.tobytes())).sub(torch.tensor(list(watched.validation_images[5][0].tobytes()))).abs()
