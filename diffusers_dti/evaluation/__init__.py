@@ -1,1 +1,1 @@
-"""Evaluation by the paper's protocol: prompts, metrics of pictures, and summaries with intervals."""
+"""The evaluation of the paper: generate images in many prompts, score them, and summarize the scores."""
