@@ -36,8 +36,7 @@ class Store:
 
         >>> from diffusers_dti.evaluation.store import Store
 
-        >>> Path("experiment.py").write_text("def run(rate): return {'loss': 1 / rate}")
-        39
+        >>> written = Path("experiment.py").write_text("def run(rate): return {'loss': 1 / rate}")
         >>> store = Store("out/results.jsonl", ["experiment.py"])
         >>> store.get({"rate": 2}) is None
         True

@@ -1,5 +1,7 @@
+import doctest
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -193,3 +195,10 @@ def test_rejects_missing_code(path, tmp_path):
         Store(path, [])
     with pytest.raises(OSError, match=r"nowhere\.py"):
         Store(path, [tmp_path / "nowhere.py"])
+
+
+def test_the_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = re.search("```py\n(.*?)```", Store.__doc__, re.S)[1]
+    example = doctest.DocTestParser().get_doctest(text, {}, "Store", None, None)
+    assert doctest.DocTestRunner().run(example) == (0, 7) and (tmp_path / "out" / "results.jsonl").is_file()
