@@ -126,12 +126,12 @@ def figure(summary: Mapping[str, RunSummary], x: str, y: str, path: str | Path) 
         ValueError: if there is no such score.
         ImportError: if matplotlib is not installed.
     """
-    figure = figure_class()
+    figure_type = figure_class()
     names = _score_names(summary)
     missing = [name for name in (x, y) if name not in names]
     if missing:
         raise ValueError(f"There is no score {missing[0]!r} to plot, only {', '.join(names)}.")
-    plot = figure(figsize=(9, 5), layout="constrained")
+    plot = figure_type(figsize=(9, 5), layout="constrained")
     axes = plot.subplots()
     for number, (run, entry) in enumerate(summary.items()):
         color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]

@@ -185,12 +185,12 @@ def figure(report: Mapping[str, Any], path: str | Path) -> None:
         ValueError: if the report has no vocabulary.
         ImportError: if matplotlib is not installed.
     """
-    figure = figure_class()
+    figure_type = figure_class()
     encoders = report["encoders"]
     if not all("vocabulary" in found for found in encoders.values()):
         raise ValueError("The report has no vocabulary to plot: inspect the concept with the model that it is for.")
     columns = 1 + report["num_vectors"]
-    plot = figure(figsize=(1 + 3.2 * columns, 2.8 * len(encoders)), layout="constrained")
+    plot = figure_type(figsize=(1 + 3.2 * columns, 2.8 * len(encoders)), layout="constrained")
     grid = plot.subplots(len(encoders), columns, squeeze=False)
     for (component, found), (histogram, *others) in zip(encoders.items(), grid):
         words, vectors = found["vocabulary"], found["vectors"]
