@@ -1,4 +1,8 @@
-"""Files and folders written whole or not at all."""
+"""Write files and folders whole or not at all.
+
+Everything is written under a hidden temporary name in the same folder, and renamed at the end. An exception or a killed process
+leaves the earlier file or folder in place. Nothing is synced to the disk first, so this is no protection against a power cut.
+"""
 
 import os
 import shutil
@@ -14,10 +18,11 @@ def atomic_files(paths: Iterable[str | Path]) -> Iterator[list[Path]]:
     """Write several files, all of them before any takes its place.
 
     Args:
-        paths: the files; their folders are created.
+        paths: the files. Their folders are created if needed.
 
     Yields:
-        A path for each, beside it, to write to within the block. If the block fails, the files stay as they were.
+        A path for each file, to write to within the block, in the same folder and with the same suffix. If the block fails or
+        leaves a path unwritten, the files stay as they were.
 
     Example:
 
@@ -29,15 +34,12 @@ def atomic_files(paths: Iterable[str | Path]) -> Iterator[list[Path]]:
         ```
     """
     targets = [Path(path) for path in paths]
-    temporary: list[Path] = []
+    temporary = [_temporary_name(target) for target in targets]
     modes = []
     try:
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.append(_beside(target))
-            # The kernel applies the umask; asking for it with `os.umask` would change it for other threads meanwhile.
-            temporary[-1].touch(exist_ok=False)
-            modes.append(stat.S_IMODE(temporary[-1].stat().st_mode))
+            modes.append(_new_file_mode(target.parent))
         yield list(temporary)
         for path, mode in zip(temporary, modes, strict=True):
             path.chmod(mode)  # some libraries write private files
@@ -59,28 +61,50 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Write a folder, which replaces an earlier one as a whole.
 
+    Args:
+        path: the folder. Its parent is created if needed. If it is a link to a folder, that folder is replaced.
+
     Yields:
-        A folder beside it to write to within the block. If the block fails, the earlier folder stays.
+        An empty folder next to it, to write to within the block. If the block fails, the earlier folder stays as it was.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
-    temporary.mkdir()
+    temporary, earlier = _temporary_name(target), _temporary_name(target)
     try:
-        probe = temporary / "probe"
-        probe.touch()
-        mode = stat.S_IMODE(probe.stat().st_mode)
-        probe.unlink()
+        temporary.mkdir()
+        mode = _new_file_mode(temporary)
         yield temporary
         for file in temporary.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
+        # A folder cannot be renamed over another one. The earlier one is moved aside, not deleted first: deleting takes
+        # long, and whoever looks or interrupts meanwhile would find half of it.
         if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+            target.rename(earlier)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            if earlier.exists():
+                earlier.rename(target)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{target.suffix}")
+def _temporary_name(target: Path) -> Path:
+    """Return an unused hidden name next to a target, with its suffix, because libraries choose a format by it."""
+    return target.with_name(f".{uuid.uuid4().hex[:12]}{target.suffix}")
+
+
+def _new_file_mode(folder: Path) -> int:
+    """Return the mode of new files in a folder."""
+    # A file is created to see it. `os.umask` can only tell the umask by setting it, for the other threads too: what they
+    # create in between would be world-writable.
+    probe = folder / f".{uuid.uuid4().hex[:12]}"
+    probe.touch(exist_ok=False)
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()

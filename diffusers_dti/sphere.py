@@ -1,4 +1,4 @@
-"""Geometry of the unit sphere S^(d-1), as pure functions on rows: the last dimension is the vector's."""
+"""Geometry of the unit sphere S^(d-1), as pure functions of rows: the last dimension is that of the vectors."""
 
 import torch
 from torch import Tensor
@@ -6,37 +6,76 @@ from torch.nn.functional import normalize
 
 
 def project(v: Tensor, g: Tensor) -> Tensor:
-    """The part of `g` that is tangent to the sphere at `v`: g - (gᵀv) v. Both (..., d), `v` of unit rows (paper, section 4)."""
+    """Project `g` onto the tangent space of the sphere at `v`: g - (gᵀv) v (paper, section 4).
+
+    Args:
+        v: unit rows, (..., d).
+        g: rows, (..., d).
+
+    Returns:
+        Tangent rows, (..., d).
+    """
     return g - (g * v).sum(-1, keepdim=True) * v
 
 
 def retract(v: Tensor, step: Tensor) -> Tensor:
-    """Walk along a tangent `step` from `v` and come back to the sphere: (v + step) / ‖v + step‖."""
+    """Take a tangent step from `v` and return to the sphere: (v + step) / ‖v + step‖ (paper, section 4).
+
+    Args:
+        v: unit rows, (..., d).
+        step: tangent rows, (..., d).
+
+    Returns:
+        Unit rows, (..., d).
+    """
     return normalize(v + step, dim=-1)
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle between rows in radians, (...). Exact near 0 and π too, where an arc cosine loses half of its digits."""
+    """Return the angle between rows in radians, between 0 and π.
+
+    Args:
+        a: rows of any length, (..., d).
+        b: rows of any length, (..., d).
+
+    Returns:
+        Angles, (...).
+    """
+    # Kahan's formula. The arc cosine of the inner product would lose half of the digits near 0 and π.
     a, b = normalize(a, dim=-1), normalize(b, dim=-1)
     return 2 * torch.atan2(torch.linalg.vector_norm(a - b, dim=-1), torch.linalg.vector_norm(a + b, dim=-1))
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
-    """The point at share `t` of the great circle arc from `a` (t = 0) to `b` (t = 1), row by row.
+    """Move along the great circle from `a` to `b`, row by row.
 
     Args:
-        a, b: (..., d), of any length; the result has unit rows.
-        t: share of the arc; below 0 and above 1 it goes on along the circle.
+        a: where t = 0 is: rows of any length, (..., d).
+        b: where t = 1 is: rows of any length, (..., d).
+        t: the share of the arc, one for all or (..., 1). Below 0 and above 1 the motion continues along the circle.
+
+    Returns:
+        Unit rows, (..., d).
 
     Raises:
-        ValueError: for opposite rows, which no single arc joins.
+        ValueError: if rows are opposite, because many great circles join them.
+
+    Example:
+
+        ```py
+        >>> import torch
+        >>> from diffusers_dti import slerp
+
+        >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5)
+        tensor([0.7071, 0.7071])
+        ```
     """
     a, b = normalize(a, dim=-1), normalize(b, dim=-1)
     omega = angle(a, b)[..., None]
     if (omega > torch.pi - 1e-3).any():
-        raise ValueError("slerp between opposite directions is not defined: move one of them a little first.")
+        raise ValueError("The arc between opposite directions is not defined: move one of them a little first.")
     sine = omega.sin()
-    close = omega < 1e-4  # there sin(tω)/sin(ω) is t to float32 precision
+    close = omega < 1e-4  # then sin(tω)/sin(ω) equals t in float32
     safe = torch.where(close, torch.ones_like(sine), sine)
     left = torch.where(close, torch.ones_like(omega) * (1 - t), ((1 - t) * omega).sin() / safe)
     right = torch.where(close, torch.ones_like(omega) * t, (t * omega).sin() / safe)
@@ -44,22 +83,26 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
 
 def frechet_mean(points: Tensor, weights: Tensor) -> Tensor:
-    """The weighted Fréchet mean on the sphere, row by row: the point of the least weighted sum of squared angles.
+    """Return the weighted Fréchet mean on the sphere, row by row: the point with the smallest weighted sum of squared angles.
 
-    By gradient descent with step 1, which never overshoots (the Hessian of half a squared angle is at most 1), from the
-    weighted mean in space. The mean is unique where the points of a row fit in an open half of the sphere, as two that are not
-    opposite always do (Afsari 2011); for points that do not, it may be one of several.
+    The mean is unique if the points of a row fit in an open hemisphere (Afsari, 2011), as any two do that are not opposite.
+    Otherwise the result may be one of several.
 
     Args:
-        points: (k, ..., d), of any length; the result, (..., d), has unit rows.
-        weights: (k,), not negative, their sum positive; only their ratios count.
+        points: rows of any length, (k, ..., d).
+        weights: (k,), not negative, with a positive sum; only their ratios count.
+
+    Returns:
+        Unit rows, (..., d), in the dtype of `points`.
 
     Raises:
-        ValueError: for weights that are none, and for opposite rows, or rows whose weighted mean is nothing.
+        ValueError: if the weights do not fit, if rows are opposite, or if their weighted sum is zero.
     """
+    # Gradient descent with step 1 from the weighted mean in space. It never overshoots: the Hessian of half a squared angle is
+    # at most 1.
     if weights.shape != points.shape[:1] or not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError(
-            f"{len(points)} directions need as many weights, finite, not negative, one at least positive: {weights.tolist()}."
+            f"{len(points)} directions need as many weights, finite, not negative, and not all zero; got {weights.tolist()}."
         )
     dtype, p = points.dtype, normalize(points[weights > 0].double(), dim=-1)
     w = weights[weights > 0].to(p)
@@ -74,7 +117,7 @@ def frechet_mean(points: Tensor, weights: Tensor) -> Tensor:
     for _ in range(1000):
         omega, tangent = angle(x, p)[..., None], project(x, p)
         length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)  # sin ω
-        step = (w * tangent * torch.where(length > 0, omega / length, 1.0)).sum(0)  # of the logarithms at x
+        step = (w * tangent * torch.where(length > 0, omega / length, 1.0)).sum(0)  # the weighted sum of the logarithms at x
         size = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
         x = normalize(size.cos() * x + torch.special.sinc(size / torch.pi) * step, dim=-1)
         if (size < 1e-12).all():

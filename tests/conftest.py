@@ -119,3 +119,12 @@ def concept():
         return DirectionalInversion.from_embeddings(word, rows, metadata).rescale(scale)
 
     return make
+
+
+@pytest.fixture
+def local_hub(tmp_path):
+    """A server that stands in for the Hub, with the real client of this process set up for it."""
+    from hub_server import HubServer, client_of
+
+    with HubServer() as server, client_of(server, tmp_path / "hub-cache"):
+        yield server

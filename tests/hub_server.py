@@ -1,8 +1,9 @@
 """A server on this machine that speaks as much of the Hub's interface as its client needs to push and load models.
 
-Written from the client's requests (`huggingface_hub` 0.34 and 2.4) and the Hub's documented answers: error codes in headers,
-a redirect that stays on the Hub for files in git, one to another host, signed and without credentials, for LFS files, etags,
-commits in ndjson, LFS batches, pull requests. It refuses what the Hub refuses, and `POST /fault` makes it fail on demand.
+It was written from the client's requests (`huggingface_hub` 0.34 and 2.4) and the Hub's documented answers: error codes in
+headers, etags, commits in ndjson, LFS batches, pull requests. Files in git are redirected within the Hub; LFS files are
+redirected to another host by a signed address, without credentials. It refuses what the Hub refuses, and `POST /fault` makes it
+fail on demand.
 """
 
 import base64
@@ -10,10 +11,14 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 WRITE, READ, USER = "hf_write", "hf_read", "user"
@@ -64,7 +69,7 @@ class Refused(Exception):
 
 
 class HubServer:
-    """`with HubServer() as hub:` serves at `hub.url`; `repos`, `requests` and `faults` are there to be read and set."""
+    """`with HubServer() as hub:` serves at `hub.url`. Tests read and set `repos`, `requests` and `faults`."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -76,7 +81,7 @@ class HubServer:
     def __enter__(self) -> "HubServer":
         self.hub, self.storage = (ThreadingHTTPServer(("127.0.0.1", 0), self._handler(kind)) for kind in (Api, Storage))
         for server in (self.hub, self.storage):
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.url, self.storage_url = (f"http://127.0.0.1:{s.server_port}" for s in (self.hub, self.storage))
         return self
 
@@ -95,6 +100,34 @@ class HubServer:
                     fault["times"] = fault.get("times", 1) - 1
                     return fault
         return None
+
+
+@contextmanager
+def client_of(server: HubServer, cache: Path, token: str = WRITE) -> Iterator[None]:
+    """Make the real `huggingface_hub` in this process talk to the server within the block.
+
+    Args:
+        server: a running server.
+        cache: the folder of the client's cache.
+        token: the token of the user who is logged in.
+    """
+    from huggingface_hub import constants, utils
+
+    # Before version 1, a client that once was offline keeps to it, in a session for each thread.
+    close = getattr(utils, "reset_sessions", None) or utils.close_session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", token)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        close()
+        try:
+            yield
+        finally:
+            close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -137,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Storage(Handler):
-    """Where LFS files lie: another host, with signed addresses, that must not be shown the Hub's token."""
+    """The host of LFS files, with signed addresses. The client must not show it the Hub's token."""
 
     def handle_request(self):
         if self.headers.get("Authorization"):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline
 
-from diffusers_dti.concept import hub
 from diffusers_dti.families import find_family
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL as family
 
@@ -43,7 +42,7 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/{n}.md" for n in ("loading", "training", "methods", "concepts", "hub"))]
 )
-def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
+def test_the_code_runs(page, sdxl, concept, photos, local_hub, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks
     monkeypatch.chdir(tmp_path)
@@ -55,8 +54,6 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: asked.append((name, kwargs)) or sdxl)
     monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
-    pushed = []
-    monkeypatch.setattr(hub, "push", lambda concept, repo, **arguments: pushed.append(repo))
     small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
     monkeypatch.setattr(family, "defaults", family.defaults | small)
     names = {"WIDTH": 16}
@@ -67,10 +64,14 @@ def test_the_code_runs(page, sdxl, concept, photos, tmp_path, monkeypatch):
         exec(block.replace("max_train_steps=300", "max_train_steps=3").replace("steps=100", "steps=2"), names)
     assert asked[0][0] == "stabilityai/stable-diffusion-xl-base-1.0"
     if page == "README.md":
-        assert pushed == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<dog>"]
+        assert list(local_hub.repos) == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<dog>"]
         assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
     if page == "docs/hub.md":
-        assert pushed == ["user/dti-dog"] * 3 + ["user/dti-animals"]
+        dog, animals = local_hub.repos["user/dti-dog"], local_hub.repos["user/dti-animals"]
+        assert dog.private and set(dog.refs) == {"main", "refs/pr/1", "v1"}
+        assert dog.at("refs/pr/1").message == "Better samples" and "images/1.png" in dog.at("refs/pr/1").files
+        assert "license: openrail++" in dog.at("main").files["README.md"].decode()
+        assert "dog/learned_embeds_2.safetensors" in animals.at("main").files
     if page == "docs/training.md":
         assert Path("out/dog3/validation.png").is_file() and Path("out/dog3/curves.png").is_file()
     if page == "docs/concepts.md":

@@ -1,4 +1,4 @@
-"""`Concept`: directions and scales, checked, with the geometry of mixing them."""
+"""`Concept`: directions and scales, checked, and the geometry of mixing concepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sphere import angle, frechet_mean, slerp
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Of a mixture's metadata only what concerns the model remains: a mixture was not trained.
+# A mixture was not trained: it keeps only the metadata about the model.
 _MODEL_METADATA = ("family", "base_model", "pooling", "encoders")
 
 
@@ -27,7 +27,7 @@ class Concept:
     Args:
         placeholder_token: the word that stands for the concept in prompts, such as "<dog>".
         directions: unit rows, (n, d) float32, by pipeline component ("text_encoder", "text_encoder_2", ...).
-        scales: the embeddings' norms, (n,) float32, positive, by component.
+        scales: the norms of the embeddings, (n,) float32, positive, by component.
         metadata: JSON values: initializer, base model, scale rule, pooling, training settings, versions.
 
     Raises:
@@ -50,6 +50,7 @@ class Concept:
             m = self.scales[component]
             if v.ndim != 2 or m.shape != v.shape[:1] or not len(v):
                 raise ValueError(f"{component}: directions (n, d) and scales (n,) expected, got {v.shape} and {m.shape}.")
+            # `not (... <= ...)` is true for NaN as well.
             if not (torch.linalg.vector_norm(v, dim=-1) - 1).abs().le(1e-3).all():
                 raise ValueError(f"{component}: directions must be finite unit rows; use `from_embeddings` for raw rows.")
             if not (m.isfinite() & (m > 0)).all():
@@ -59,12 +60,15 @@ class Concept:
     def from_embeddings(
         cls, placeholder_token: str, embeddings: Mapping[str, Tensor], metadata: dict[str, Any] | None = None
     ) -> Self:
-        """Make a concept from raw rows, whose norms become the scales.
+        """Make a concept from raw rows. Their norms become the scales.
 
         Args:
             placeholder_token: the word that stands for the concept in prompts.
             embeddings: rows, (n, d) or (d,), by component.
             metadata: JSON values.
+
+        Returns:
+            The concept, on the CPU in float32.
 
         Raises:
             ValueError: if a row is zero or not finite, and so has no direction.
@@ -80,71 +84,132 @@ class Concept:
             2
             ```
         """
-        rows = {c: torch.atleast_2d(e.detach()).float().cpu() for c, e in embeddings.items()}
-        scales = {c: torch.linalg.vector_norm(e, dim=-1) for c, e in rows.items()}
-        for component, e in rows.items():
-            if not (e.isfinite().all() and (scales[component] > 0).all()):
+        directions, scales = {}, {}
+        for component, rows in embeddings.items():
+            rows = torch.atleast_2d(rows.detach()).float().cpu()
+            norms = torch.linalg.vector_norm(rows, dim=-1)
+            if not (rows.isfinite().all() and (norms > 0).all()):
                 raise ValueError(f"{component}: rows must be finite and not zero, or they have no direction.")
-        return cls(placeholder_token, {c: normalize(e, dim=-1) for c, e in rows.items()}, scales, metadata or {})
+            directions[component], scales[component] = normalize(rows, dim=-1), norms
+        return cls(placeholder_token, directions, scales, metadata or {})
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
-        """The rows for an encoder's table, scale · direction, (n, d) by component."""
+        """The rows to put into an encoder's table: scale · direction, (n, d) by component."""
         return {c: self.scales[c][:, None] * v for c, v in self.directions.items()}
 
     @property
     def num_vectors(self) -> int:
-        """The number of vectors, the largest of any encoder."""
+        """The number of vectors n; if encoders differ, the largest."""
         return max(len(v) for v in self.directions.values())
 
     def rescale(self, token_scale: float | Mapping[str, float]) -> Self:
-        """Return the same directions at other norms: one number for all, or one for each component."""
-        norms = token_scale if isinstance(token_scale, Mapping) else dict.fromkeys(self.scales, token_scale)
-        return replace(self, scales={c: torch.full_like(m, float(norms[c])) for c, m in self.scales.items()})
+        """Return the same directions at other norms.
+
+        Args:
+            token_scale: the norm of every vector, positive, or one norm for each component.
+
+        Returns:
+            A new concept; this one is unchanged.
+
+        Raises:
+            ValueError: if a norm is not positive.
+            KeyError: if a mapping lacks a component.
+
+        Example:
+
+            ```py
+            >>> import torch
+            >>> from diffusers_dti import DirectionalInversion
+
+            >>> dog = DirectionalInversion.from_embeddings("<dog>", {"text_encoder": torch.randn(2, 768)})
+            >>> [round(m, 2) for m in dog.rescale(0.4).scales["text_encoder"].tolist()]
+            [0.4, 0.4]
+            ```
+
+            Each text encoder has norms of its own:
+
+            ```py
+            >>> dog = DirectionalInversion.from_pretrained("user/dti-dog")
+            >>> dog = dog.rescale({"text_encoder": 0.387, "text_encoder_2": 0.452})
+            ```
+        """
+        scales = {}
+        for component, m in self.scales.items():
+            norm = token_scale[component] if isinstance(token_scale, Mapping) else token_scale
+            scales[component] = torch.full_like(m, float(norm))
+        return replace(self, scales=scales)
 
     def slerp(self, other: Concept, t: float | None = None, *, degrees: float | None = None) -> Self:
-        """Move along the great circles to another concept, each vector on its own; scales move in a straight line.
-
-        The result keeps this concept's placeholder, and its family, base model and pooling unless the other concept differs.
+        """Move along the great circles toward another concept, each vector on its own circle. Scales move linearly.
 
         Args:
             other: another concept, or a word (`diffusers_dti.pipeline.inspection.from_vocabulary`).
-            t: how far to move: 0 is this concept, 1 the other. Above 1 continues beyond the other, below 0 leads away from it.
+            t: how far to move: 0 is this concept, 1 is the other. Values above 1 continue beyond the other, values below 0 lead
+                away from it.
             degrees: the angle by which every vector moves, instead of `t`.
 
+        Returns:
+            A new concept with this one's placeholder. It keeps family, base model and pooling if the other's do not differ.
+
         Raises:
-            ValueError: if the concepts have different encoders or numbers of vectors, or opposite directions; with `degrees`
-                also for equal directions; and if a scale would not stay positive.
+            ValueError: if the concepts have different encoders or numbers of vectors, if directions are opposite, if
+                directions are equal and `degrees` is given, or if a scale would not stay positive.
+
+        Example:
+
+            ```py
+            >>> from diffusers_dti import DirectionalInversion
+
+            >>> dog = DirectionalInversion.from_pretrained("user/dti-dog")
+            >>> cat = DirectionalInversion.from_pretrained("user/dti-cat")
+            >>> between = dog.slerp(cat, 0.5)
+            >>> nearly_dog = dog.slerp(cat, degrees=10)
+            ```
         """
         self._check_shapes(other)
         if (t is None) == (degrees is None):
             raise ValueError("Give either `t`, how far to move, or `degrees`.")
-        shares = {c: torch.full_like(m, t or 0.0) for c, m in self.scales.items()}
-        if degrees is not None:
-            angles = {c: angle(v, other.directions[c]) for c, v in self.directions.items()}
-            if any((a < 1e-3).any() for a in angles.values()):
-                raise ValueError("Between equal directions there is no way to move along: give `t` instead of `degrees`.")
-            shares = {c: math.radians(degrees) / a for c, a in angles.items()}
-        return replace(
-            self,
-            directions={c: slerp(v, other.directions[c], shares[c][:, None]) for c, v in self.directions.items()},
-            scales={c: torch.lerp(m, other.scales[c], shares[c]) for c, m in self.scales.items()},
-            metadata=_common_metadata([self, other]),
-        )
+        directions, scales = {}, {}
+        for component, v in self.directions.items():
+            m = self.scales[component]
+            if degrees is None:
+                share = torch.full_like(m, t or 0.0)
+            else:
+                angles = angle(v, other.directions[component])
+                if (angles < 1e-3).any():
+                    raise ValueError("Equal directions have no arc between them: give `t` instead of `degrees`.")
+                share = math.radians(degrees) / angles
+            directions[component] = slerp(v, other.directions[component], share[:, None])
+            scales[component] = torch.lerp(m, other.scales[component], share)
+        return replace(self, directions=directions, scales=scales, metadata=_common_metadata([self, other]))
 
     @classmethod
     def mean(cls, concepts: Sequence[Self], weights: Sequence[float] | None = None) -> Self:
-        """Return the weighted Fréchet mean of concepts on the sphere, each vector on its own; scales are averaged.
+        """Return the weighted Fréchet mean of concepts on the sphere, each vector on its own. Scales are averaged.
 
-        For two concepts this is `slerp` at the second's share of the weights. The result keeps the first one's placeholder, and
-        its family, base model and pooling unless another concept differs.
+        For two concepts this is `slerp` with `t` the second one's share of the weights.
 
         Args:
-            concepts: concepts of the same encoders and number of vectors.
-            weights: a weight for each, not negative; only their ratios count. All equal by default.
+            concepts: concepts with the same encoders and number of vectors.
+            weights: a weight for each concept, not negative; only their ratios count. Equal by default.
+
+        Returns:
+            A new concept with the first one's placeholder. It keeps family, base model and pooling if the others' do not
+            differ.
 
         Raises:
             ValueError: if there are no concepts, if they do not match, if directions are opposite, or if weights do not fit.
+
+        Example:
+
+            ```py
+            >>> from diffusers_dti import DirectionalInversion
+
+            >>> dog = DirectionalInversion.from_pretrained("user/dti-dog")
+            >>> cat = DirectionalInversion.from_pretrained("user/dti-cat")
+            >>> mostly_dog = DirectionalInversion.mean([dog, cat], weights=[3, 1])
+            ```
         """
         if not concepts:
             raise ValueError("The mean needs at least one concept.")
@@ -158,13 +223,15 @@ class Concept:
         return replace(first, directions=directions, scales=scales, metadata=_common_metadata(concepts))
 
     def _check_shapes(self, other: Concept) -> None:
-        here, there = ({c: tuple(v.shape) for c, v in x.directions.items()} for x in (self, other))
-        if here != there:
-            raise ValueError(f"Only concepts of the same encoders and number of vectors can be mixed: {here}, {there}.")
+        """Check that two concepts can be mixed."""
+        own = {c: tuple(v.shape) for c, v in self.directions.items()}
+        others = {c: tuple(v.shape) for c, v in other.directions.items()}
+        if own != others:
+            raise ValueError(f"Only concepts of the same encoders and number of vectors can be mixed: {own}, {others}.")
 
 
 def _common_metadata(concepts: Sequence[Concept]) -> dict[str, Any]:
-    """Return what the first concept says of its model, unless another one says otherwise."""
+    """Return what the first concept says about its model, without what another one contradicts."""
     first, *others = (concept.metadata for concept in concepts)
     common = {}
     for key in _MODEL_METADATA:

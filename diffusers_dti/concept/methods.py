@@ -1,6 +1,7 @@
-"""The training methods, one row each: what a model card cites, what the settings default to, what is trained.
+"""The training methods, one row each: citation, default settings, and what is trained.
 
-They are here, not in `training/`, because a model card names the method and `concept/` imports no other folder.
+They are here and not in `training/` because a model card cites the method, and `concept/` imports no other folder.
+To add a method, add its row to `METHODS`.
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,15 @@ _DTI = "Directional Textual Inversion ([Kim et al., 2026](https://arxiv.org/abs/
 
 @dataclass(frozen=True)
 class Method:
-    """A training method: settings of the one trainer.
+    """A training method: settings of `DTITrainer`.
 
     Args:
-        summary: what `dti train --help` says.
-        citation: Markdown, what a model card says.
-        settings: defaults of `DTIConfig`, before those of the family. Figures are the authors' (their launchers).
-        raw: whether the raw rows are trained by AdamW, norms and all, instead of their directions.
-        contextual_start: whether training starts from the encoder's output for the initializer, instead of its row.
+        summary: the text for `dti train --help`.
+        citation: Markdown for the model card.
+        settings: values for `DTIConfig` that take precedence over the family's defaults. The numbers are from the authors'
+            training scripts.
+        raw: train the raw rows with AdamW, including their norms, instead of the directions.
+        contextual_start: start from the encoder's output for the initializer instead of its embedding.
     """
 
     summary: str
@@ -32,13 +34,13 @@ class Method:
 METHODS: dict[str, Method] = {
     "dti": Method("Directional Textual Inversion", _DTI),
     "ti": Method(
-        "classic Textual Inversion, AdamW on the raw row, whose norm may drift",
+        "classic Textual Inversion: AdamW on the raw row, whose norm may drift",
         "Textual Inversion ([Gal et al., 2022](https://arxiv.org/abs/2208.01618))",
         {"learning_rate": 0.005},
         raw=True,
     ),
     "crossinit": Method(
-        "the same from the encoder's output for the initializer, with a pull to it (arXiv 2312.15905)",
+        "the same from the encoder's output for the initializer, with a pull toward it (arXiv 2312.15905)",
         "CrossInit ([Pang et al., 2023](https://arxiv.org/abs/2312.15905))",
         {"learning_rate": 0.005, "reg_lambda": 1e-5},
         raw=True,

@@ -1,4 +1,4 @@
-"""The text encoders and model families that are known, one row each.
+"""The known text encoders and model families, one row each.
 
 Files, model cards, inspection and conversion look everything up here. To add an encoder or a family, add its row.
 """
@@ -15,9 +15,9 @@ class TextEncoderKind:
     """A kind of text encoder.
 
     Args:
-        model_type: of its configuration in transformers.
-        width: of its embeddings.
-        label: its name, with the models that have it.
+        model_type: the `model_type` of its configuration in transformers.
+        width: the width of its embeddings.
+        label: its name, and the models that have it.
     """
 
     model_type: str
@@ -25,7 +25,7 @@ class TextEncoderKind:
     label: str
 
 
-# By the key that ComfyUI's files use, in the order in which pipelines have them.
+# By the key in ComfyUI's files, in the order in which pipelines have them.
 TEXT_ENCODERS = {
     "clip_l": TextEncoderKind("clip_text_model", 768, "CLIP-L (Stable Diffusion 1, SDXL, SD3, Flux)"),
     "clip_h": TextEncoderKind("clip_text_model", 1024, "CLIP-H (Stable Diffusion 2)"),
@@ -41,12 +41,12 @@ class ModelFamily:
     """A family of models.
 
     Args:
-        name: what concepts' files and the training family call it.
-        encoders: the keys of its text encoders, by component; empty for a name that stands for several layouts.
-        task: of its pipelines, as the Hub names it.
-        tags: of its model cards besides.
-        label: what `dti inspect` says for a concept of its encoders' widths whose file names no family; None for `name`.
-        declares_encoders: whether the family's name alone says which encoders a concept is for, where the width does not.
+        name: the family's name in files of concepts, and of its class in `families/`.
+        encoders: the keys of its text encoders, by component; empty for a name that covers several layouts.
+        task: the Hub's name for the task of its pipelines.
+        tags: further tags for its model cards.
+        label: how `dti inspect` describes a concept with these widths whose file names no family; None for `name`.
+        declares_encoders: take `encoders` as declared by the family's name, because their widths are ambiguous.
     """
 
     name: str
@@ -84,23 +84,40 @@ def declared_encoders(components: Iterable[str], metadata: Mapping[str, Any]) ->
     family = MODEL_FAMILIES.get(str(metadata.get("family")))
     if family is None or not family.declares_encoders:
         return {}
-    return {c: family.encoders.get(c) for c in components}
+    return {component: family.encoders.get(component) for component in components}
 
 
 def infer_encoders(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the encoder key of each component as its file or family declares it, or by its width; None if nothing tells."""
+    """Return the encoder key of each component of a concept.
+
+    Args:
+        widths: the width of the rows by component.
+        metadata: the concept's; what it declares takes precedence.
+
+    Returns:
+        The key in TEXT_ENCODERS by component, or None if neither the metadata nor the width determines it.
+    """
     declared = declared_encoders(widths, metadata)
-    several, found = set(widths) != {COMPONENTS[0]}, {}
+    alone = set(widths) == {COMPONENTS[0]}
+    found: dict[str, str | None] = {}
     for component, width in widths.items():
-        wide = [key for key, kind in TEXT_ENCODERS.items() if kind.width == width]  # both T5 and UMT5 for 4096
-        by_place = "t5xxl" if wide else ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]
-        by_width = wide[0] if len(wide) == 1 else by_place if several else None
-        found[component] = declared.get(component) or by_width
+        found[component] = declared.get(component) or _encoder_of_width(component, width, alone)
     return found
 
 
+def _encoder_of_width(component: str, width: int, alone: bool) -> str | None:
+    """Return the encoder that rows are for, by their width and place; `alone` if there is only the first component."""
+    candidates = [key for key, kind in TEXT_ENCODERS.items() if kind.width == width]
+    if len(candidates) == 1:
+        return candidates[0]
+    if alone:
+        return None
+    # A pipeline with several encoders has T5, not UMT5, which is as wide. Models of unknown widths are small ones for tests.
+    return "t5xxl" if candidates else ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]
+
+
 def encoder_label(key: str | None, width: int) -> str | None:
-    """Name the encoder that rows are for, by their key and width; None if neither is known."""
+    """Name the encoders that rows may be for, by their key and width; None if neither is known."""
     declared = TEXT_ENCODERS.get(key or "")
     labels = []
     for kind in TEXT_ENCODERS.values():
@@ -110,8 +127,9 @@ def encoder_label(key: str | None, width: int) -> str | None:
 
 
 def infer_family(widths: Mapping[str, int]) -> str | None:
-    """Name the family that a concept is most likely for, by its components and their widths; None if no family fits."""
+    """Name the family that a concept is most likely for, by the widths of its components; None if no family fits."""
     for family in MODEL_FAMILIES.values():
-        if family.encoders and widths == {c: TEXT_ENCODERS[key].width for c, key in family.encoders.items()}:
+        expected = {component: TEXT_ENCODERS[key].width for component, key in family.encoders.items()}
+        if expected and expected == widths:
             return family.label or family.name
     return None

@@ -1,10 +1,14 @@
-"""Where concepts are read from: folders, files, state dicts, the Hub; their rows as they stand there, to the bit."""
+"""Find a concept (Hub id, folder, file or state dict) and read what is stored there, its rows unchanged bit for bit."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import EntryNotFoundError
+
 from . import formats, hub
+from .formats import StoredConcept
+from .registry import COMPONENTS
 
 
 def read_stored(
@@ -14,94 +18,107 @@ def read_stored(
     subfolder: str | None = None,
     allow_pickle: bool = False,
     **hub_kwargs: Any,
-) -> formats.StoredConcept:
-    """The rows of a concept as they stand in its files, to the bit; see `DirectionalInversion.from_pretrained`."""
+) -> StoredConcept:
+    """Read a concept's rows bit for bit as they are stored.
+
+    For the arguments and errors, see `DirectionalInversion.from_pretrained`.
+
+    Returns:
+        What is stored. Its placeholder is None if neither the source nor `placeholder_token` names one.
+    """
     if isinstance(source, Mapping):
-        if source and set(source) <= set(formats.COMPONENTS):
-            return formats.StoredConcept(placeholder_token, dict(source), {}, {})
-        try:
-            read = formats.from_tensors(source, placeholder_token)
-        except ValueError as error:
-            raise ValueError(f"{describe_source(source)} cannot be used: {error}.") from error
-        return read._replace(placeholder=placeholder_token or read.placeholder)
+        return _read_state_dict(source, placeholder_token)
     if not isinstance(source, str | Path):
         raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
-    subfolder = subfolder and subfolder.strip("/")
-    files = _local_files(Path(source) / (subfolder or ""), weight_name)
+    subfolder = subfolder.strip("/") if subfolder else None
+    files = _find_local_files(Path(source) / (subfolder or ""), weight_name)
     if files is None:
-        files = _hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)
-    whole = formats.StoredConcept(placeholder_token, {}, {}, {})
-    names = set()
-    for path in files:
-        read = formats.read(path, placeholder_token, allow_pickle)
-        if both := whole.rows.keys() & read.rows.keys():
-            raise ValueError(f"{source}: two of its files are for {', '.join(both)}.")
-        names.add(read.placeholder)
-        encoders = whole.metadata.get("encoders", {}) | read.metadata.get("encoders", {})
-        metadata = whole.metadata | read.metadata | ({"encoders": encoders} if encoders else {})
-        whole = formats.StoredConcept(placeholder_token, whole.rows | read.rows, whole.scales | read.scales, metadata)
-    if placeholder_token is None and len(names) > 1:
-        raise ValueError(f"{source}: its files name different placeholders, {names}: say which with `placeholder_token`.")
-    return whole._replace(placeholder=placeholder_token or names.pop())
+        files = _find_hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)
+    parts = [formats.read(path, placeholder_token, allow_pickle) for path in files]
+    return _merge(source, parts, placeholder_token)
 
 
-def describe_source(source: Any) -> str:
-    """What messages call a source."""
+def describe_source(source: str | Path | Mapping[str, Any]) -> str:
+    """Name a source for messages."""
     return "This state dict" if isinstance(source, Mapping) else str(source)
 
 
+def _read_state_dict(tensors: Mapping[str, Any], placeholder_token: str | None) -> StoredConcept:
+    """Read a concept from rows by component, or from what another program's file holds."""
+    if tensors and set(tensors) <= set(COMPONENTS):
+        return StoredConcept(placeholder_token, dict(tensors), {}, {})
+    try:
+        stored = formats.from_tensors(tensors, placeholder_token)
+    except ValueError as error:
+        raise ValueError(f"{describe_source(tensors)} cannot be used: {error}.") from error
+    return stored._replace(placeholder=placeholder_token or stored.placeholder)
+
+
+def _merge(source: str | Path, parts: list[StoredConcept], placeholder_token: str | None) -> StoredConcept:
+    """Combine what the files of a concept hold, each for other text encoders."""
+    whole = StoredConcept(placeholder_token, {}, {}, {})
+    for part in parts:
+        both = whole.rows.keys() & part.rows.keys()
+        if both:
+            raise ValueError(f"{source}: two of its files are for {', '.join(both)}.")
+        metadata = whole.metadata | part.metadata
+        encoders = whole.metadata.get("encoders", {}) | part.metadata.get("encoders", {})
+        if encoders:
+            metadata["encoders"] = encoders
+        whole = StoredConcept(placeholder_token, whole.rows | part.rows, whole.scales | part.scales, metadata)
+    placeholders = {part.placeholder for part in parts}
+    if placeholder_token is None and len(placeholders) > 1:
+        raise ValueError(
+            f"{source}: its files name different placeholders, {placeholders}: choose one with `placeholder_token`."
+        )
+    return whole._replace(placeholder=placeholder_token or placeholders.pop())
+
+
 def _names(weight_name: str | None, suffix: str = formats.SUFFIX) -> list[str]:
-    return [weight_name] if weight_name else [formats.file_name(c, suffix) for c in formats.COMPONENTS]
+    """List the file names that a concept may have."""
+    return [weight_name] if weight_name else [formats.file_name(c, suffix) for c in COMPONENTS]
 
 
-def _local_files(path: Path, weight_name: str | None) -> list[Path] | None:
-    """Files on disk, or None where nothing of that name is on disk."""
-    suffixes = (formats.SUFFIX, ".bin")
+def _find_local_files(path: Path, weight_name: str | None) -> list[Path] | None:
+    """Return the files of a path on disk, or None if the path does not exist.
+
+    Raises:
+        OSError: if a folder has no concept in it.
+    """
+    suffixes: tuple[str, ...] = (formats.SUFFIX, ".bin")
     if path.is_file():
-        if weight_name or path.name != formats.file_name(formats.COMPONENTS[0], path.suffix):
+        if weight_name or path.name != formats.file_name(COMPONENTS[0], path.suffix):
             return [path]
-        path, suffixes = path.parent, (path.suffix,)  # a concept's first file stands for the whole of it
+        # A concept's first file stands for the whole concept.
+        path, suffixes = path.parent, (path.suffix,)
     if not path.is_dir():
         return None
     for suffix in suffixes:
-        if files := [path / n for n in _names(weight_name, suffix) if (path / n).is_file()]:
+        files = [path / name for name in _names(weight_name, suffix) if (path / name).is_file()]
+        if files:
             return files
     inside = sorted({p.parent.name for p in path.glob(f"*/{formats.STEM}*{formats.SUFFIX}")})
     other = f" Concepts are in its folders {', '.join(inside)}." if inside else ""
     raise OSError(f"{path} has no {' or '.join(_names(weight_name))}; give the file's name with `weight_name`.{other}")
 
 
-def _hub_files(
+def _find_hub_files(
     repo_id: str, weight_name: str | None, subfolder: str | None, allow_pickle: bool, hub_kwargs: dict[str, Any]
 ) -> list[Path]:
-    """Files in the Hub's cache, downloaded where they are not: all of one commit."""
-    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    """Return the files of a repository, downloaded to the Hub's cache.
 
-    offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
-    files, missing, commit = [], None, None
+    Raises:
+        OSError: if the repository has no concept, or the Hub refuses.
+    """
+    suffixes = (formats.SUFFIX, ".bin") if allow_pickle and not weight_name else (formats.SUFFIX,)
+    folder = f"{subfolder}/" if subfolder else ""
+    candidates = []
+    for suffix in suffixes:
+        candidates.append([folder + name for name in _names(weight_name, suffix)])
     try:
-        for suffix in (formats.SUFFIX, ".bin") if allow_pickle and not weight_name else (formats.SUFFIX,):
-            for name in [f"{subfolder}/{n}" if subfolder else n for n in _names(weight_name, suffix)]:
-                if commit and try_to_load_from_cache(repo_id, name, hub_kwargs.get("cache_dir"), commit) is _CACHED_NO_EXIST:
-                    continue  # for a commit that is known for good, also while the Hub is out of order
-                try:
-                    with hub.hub_errors(repo_id):
-                        files.append(Path(hf_hub_download(repo_id, name, **hub_kwargs)))
-                except EntryNotFoundError as error:
-                    missing = error
-                    continue
-                snapshot = files[-1].parents[name.count("/")]
-                if snapshot.parent.name == "snapshots":  # not with `local_dir`
-                    commit = snapshot.name
-                    hub_kwargs = hub_kwargs | {"revision": commit}
-            if files:
-                return files
-    except HFValidationError as error:
-        raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.") from error
-    if offline and isinstance(missing, LocalEntryNotFoundError):
-        raise OSError(f"{repo_id} is not in the cache, and the Hub is not to be asked: load it once online.") from missing
-    raise OSError(
-        f"{repo_id} has no {' or '.join(_names(weight_name))}. Files of other names are given with `weight_name`; pickles such "
-        "as learned_embeds.bin are read only with `allow_pickle=True`."
-    ) from missing
+        return hub.download(repo_id, candidates, **hub_kwargs)
+    except EntryNotFoundError as missing:
+        raise OSError(
+            f"{repo_id} has no {' or '.join(_names(weight_name))}. Files with other names need `weight_name`; pickles such as "
+            "learned_embeds.bin are read only with `allow_pickle=True`."
+        ) from missing

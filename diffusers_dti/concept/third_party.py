@@ -1,6 +1,6 @@
-"""Everyone else's files: what their keys mean, for reading and for writing.
+"""Read and write other programs' files: what their keys mean.
 
-diffusers' scripts, A1111, ComfyUI, kohya, OneTrainer and InvokeAI keep plain rows, before any scaling by √d, under a key for
+diffusers' scripts, A1111, ComfyUI, kohya, OneTrainer and InvokeAI store plain rows, before any scaling by √d, under one key for
 each encoder. To add a format, add its row to `FORMATS`.
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .registry import COMPONENTS, TEXT_ENCODERS, encoder_label, infer_encoders
 
-Parts = dict[str | None, Tensor]  # rows, (n, d), by key of TEXT_ENCODERS; None is for whichever encoder they fit
+Parts = dict[str | None, Tensor]  # rows, (n, d), by key of TEXT_ENCODERS; None for any encoder that they fit
 Concepts = dict[str | None, Parts]  # by placeholder; None if the file names none
-Parser = Callable[[Mapping[str, Any]], Concepts | None]  # None for files of another layout
+Parser = Callable[[Mapping[str, Any]], Concepts | None]  # returns None for files with another layout
 
 BUNDLE_PREFIX = "bundle_emb."
 
@@ -28,9 +28,9 @@ class Format:
     Args:
         title: the program's name.
         lone_key: the key of the rows for a model whose only encoder is a CLIP.
-        encoder_keys: the program's key of an encoder, by key of TEXT_ENCODERS, where the two differ; None for encoders that it
-            has no embeddings for.
-        parse: reads files whose layout is more than a tensor for each key; returns None for files of another layout.
+        encoder_keys: the program's keys, by key of TEXT_ENCODERS, if they differ; None for encoders that the program has no
+            embeddings for.
+        parse: reads files whose layout is more than one tensor for each key; returns None for files with another layout.
     """
 
     title: str
@@ -40,17 +40,21 @@ class Format:
 
 
 def parse_a1111(tensors: Mapping[str, Any]) -> Concepts | None:
-    """Read A1111's layout, which is that of the first textual inversion, too: its mapping is a module."""
+    """Read A1111's layout, which the original textual inversion code used first."""
     if "string_to_param" not in tensors:
         return None
-    name, params = tensors.get("name"), tensors["string_to_param"]
+    params = tensors["string_to_param"]
+    # The original code saves a module, which is not a Mapping.
     if not isinstance(params, Mapping | torch.nn.ParameterDict) or len(params) != 1:
         raise ValueError("its `string_to_param` should hold the rows of one word")
-    return {name if isinstance(name, str) and name.strip() else None: _parts({"*": next(iter(params.values()))})}
+    (rows,) = params.values()
+    name = tensors.get("name")
+    placeholder = name if isinstance(name, str) and name.strip() else None
+    return {placeholder: _parts({"*": rows})}
 
 
 def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
-    """Read the concepts that OneTrainer bundles in a LoRA."""
+    """Read the concepts that OneTrainer bundles in a LoRA, under keys such as bundle_emb.<dog>.clip_l."""
     bundled: dict[str | None, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith(BUNDLE_PREFIX):
@@ -59,7 +63,7 @@ def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
     return {name: _parts(parts) for name, parts in bundled.items()} or None
 
 
-# Read by all; written by `dti convert --to NAME`.
+# All of them are read; `dti convert --to NAME` writes them.
 FORMATS: dict[str, Format] = {
     "comfyui": Format("ComfyUI", "emb_params"),
     "a1111": Format("A1111", "emb_params", parse=parse_a1111),  # kohya and InvokeAI as well
@@ -67,12 +71,12 @@ FORMATS: dict[str, Format] = {
         "OneTrainer", "emp_params", {"t5xxl": "t5", "gemma2_2b": "gemma", "umt5xxl": None}, parse_onetrainer_bundle
     ),
 }
-# Keys that are only read: diffusers' early SDXL scripts of pivotal tuning, and rows for no encoder in particular.
+# Keys that are only read: those of diffusers' early scripts for pivotal tuning of SDXL, and "*" for rows that name no encoder.
 READ_ONLY_KEYS: dict[str, str | None] = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g", "*": None}
 
 
 def known_keys() -> dict[str, str | None]:
-    """Return the encoder that each key of a file stands for, None for whichever encoder it fits."""
+    """Return the encoder that each key of a file stands for; None for any encoder that the rows fit."""
     keys: dict[str, str | None] = {key: key for key in TEXT_ENCODERS}
     for format in FORMATS.values():
         keys[format.lone_key] = None
@@ -88,17 +92,18 @@ def parse_state_dict(tensors: Any) -> Concepts:
         tensors: what its file holds: a tensor, or a mapping from names to tensors.
 
     Returns:
-        Rows, (n, d) float32, by key of TEXT_ENCODERS, by placeholder. Either key is None if the file does not name it.
+        By placeholder, then by key of TEXT_ENCODERS: rows, (n, d) float32. Either key is None if the file does not name it.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if the tensors are not a textual inversion.
     """
     if isinstance(tensors, Tensor):
         return {None: _parts({"*": tensors})}
     if not isinstance(tensors, Mapping) or not all(isinstance(k, str) for k in tensors):
         raise ValueError(f"it holds a {type(tensors).__name__}, not tensors by name")
-    for parse in [*(format.parse for format in FORMATS.values()), _parse_encoder_keys, _parse_vectors]:
-        concepts = None if parse is None else parse(tensors)
+    parsers: list[Parser] = [format.parse for format in FORMATS.values() if format.parse is not None]
+    for parse in [*parsers, _parse_encoder_keys, _parse_vectors]:
+        concepts = parse(tensors)
         if concepts is not None:
             return concepts
     raise ValueError(
@@ -108,14 +113,14 @@ def parse_state_dict(tensors: Any) -> Concepts:
 
 
 def _parse_encoder_keys(tensors: Mapping[str, Any]) -> Concepts | None:
-    """Read a tensor for each encoder, under the encoder's key."""
+    """Read files with one tensor for each encoder, under the encoder's key."""
     if tensors and {k.removesuffix("_out") for k in tensors} <= known_keys().keys():
         return {None: _parts(tensors)}
     return None
 
 
 def _parse_vectors(tensors: Mapping[str, Any]) -> Concepts | None:
-    """Read diffusers' layout: one tensor named after the placeholder, or a tensor for each vector."""
+    """Read diffusers' layout: one tensor named after the placeholder, or one for each vector (<dog>, <dog>_1, ...)."""
     if not tensors:
         return None
     first = min(tensors, key=len)
@@ -130,6 +135,7 @@ def _parse_vectors(tensors: Mapping[str, Any]) -> Concepts | None:
 
 
 def _parts(tensors: Mapping[str, Any]) -> Parts:
+    """Return a concept's rows by encoder, from tensors by a file's keys."""
     output = [k for k in tensors if k.endswith("_out")]
     if output:
         raise ValueError(
@@ -138,14 +144,16 @@ def _parts(tensors: Mapping[str, Any]) -> Parts:
     keys = known_keys()
     unknown = sorted(tensors.keys() - keys.keys())
     if unknown:
-        raise ValueError(f"there is no encoder called {', '.join(unknown)}; known are {', '.join(keys)}")
+        raise ValueError(f"there is no encoder called {', '.join(unknown)}; the known ones are {', '.join(keys)}")
     parts = {keys[k]: _rows(v) for k, v in tensors.items()}
-    if len(parts) < len(tensors) or (None in parts and len(parts) > 1):
+    several_for_one, one_for_any = len(parts) < len(tensors), None in parts
+    if several_for_one or (one_for_any and len(parts) > 1):
         raise ValueError(f"it is not clear which encoders {', '.join(sorted(tensors))} are for")
     return parts
 
 
 def _rows(value: Any) -> Tensor:
+    """Return a tensor of a file as rows, (n, d) float32."""
     rows = torch.atleast_2d(value.detach()) if isinstance(value, Tensor) else None
     if rows is None or rows.ndim != 2 or not rows.is_floating_point() or not rows.numel():
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -154,20 +162,33 @@ def _rows(value: Any) -> Tensor:
 
 
 def assign_components(keys: Iterable[str | None], default: str) -> dict[str, str | None]:
-    """Guess which of a pipeline's components the encoders of a file are; returns their keys by component.
+    """Guess which component of a pipeline each encoder of a file is.
 
-    Loading looks again: T5-XXL alone may be Flux's second, SD3's third or PixArt's only encoder.
+    This is only a guess, and loading matches encoders to the pipeline at hand: T5-XXL alone may be Flux's second, SD3's third
+    or PixArt's only encoder.
+
+    Args:
+        keys: keys of TEXT_ENCODERS, or None alone for rows that name no encoder.
+        default: the component of rows that name no encoder.
+
+    Returns:
+        The encoder keys by component.
+
+    Raises:
+        ValueError: if there are more encoders than components.
     """
     if set(keys) == {None}:
         return {default: None}
     found: dict[str, str | None] = {}
     for key in sorted((k for k in keys if k is not None), key=list(TEXT_ENCODERS).index):
-        place = max(len(found), key == "clip_g")  # the second one, even if the first is missing
-        while place < len(COMPONENTS) and COMPONENTS[place] in found:
-            place += 1
-        if place == len(COMPONENTS):
+        index = len(found)
+        if key == "clip_g":
+            index = max(index, 1)  # bigG is the second encoder, even in a file without the first
+        while index < len(COMPONENTS) and COMPONENTS[index] in found:
+            index += 1
+        if index == len(COMPONENTS):
             raise ValueError(f"no pipeline has all of {', '.join(map(str, keys))}")
-        found[COMPONENTS[place]] = key
+        found[COMPONENTS[index]] = key
     return found
 
 
@@ -180,24 +201,31 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
         metadata: the concept's.
         program: a key of FORMATS.
 
+    Returns:
+        The rows by the program's keys.
+
     Raises:
-        ValueError: if the program has no name for an encoder, or one name for two.
+        ValueError: if the program has no key for an encoder, or the same key for two.
     """
     format = FORMATS[program]
     encoders = infer_encoders({c: r.shape[1] for c, r in rows.items()}, metadata)
     if len(encoders) == 1 and set(encoders.values()) <= {"clip_l", "clip_h", None}:
         return {format.lone_key: next(iter(rows.values()))}
-    names = {component: None if key is None else format.encoder_keys.get(key, key) for component, key in encoders.items()}
-    missing = [str(encoder_label(encoders[c], 0)) for c, name in names.items() if name is None]
+    names: dict[str, str] = {}
+    missing = []
+    for component, key in encoders.items():
+        name = None if key is None else format.encoder_keys.get(key, key)
+        if name is None:
+            missing.append(str(encoder_label(key, 0)))
+        else:
+            names[component] = name
     if missing:
         raise ValueError(f"{format.title} has no embeddings for {', '.join(missing)}.")
     if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"Two of its encoders would be called {' and '.join(map(str, names.values()))}: there is no such file."
-        )
-    return {str(names[component]): r for component, r in rows.items()}
+        raise ValueError(f"Two of its encoders would be called {' and '.join(names.values())}, which one file cannot hold.")
+    return {names[component]: own for component, own in rows.items()}
 
 
 def file_stem(placeholder: str) -> str:
-    """Name a file after a placeholder, dog for <dog>: A1111 and ComfyUI take the file's name as the word."""
+    """Name a file after a placeholder, such as dog for <dog>, because A1111 and ComfyUI take the file's name as the word."""
     return re.sub(r"[^\w.-]+", "_", placeholder).strip("_.") or "concept"

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.utils import logging
 from PIL import Image
 
-from ..concept import hub
+from ..concept import publish
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..data.images import ImageInput, Photo, load_photos
@@ -177,7 +177,7 @@ class DTITrainer:
             prompts = [p.replace("{}", *self.inversions) for p in ([given] if isinstance(given, str) else given)]
             kwargs["images"] = list(zip(prompts, self.validation_images[max(self.validation_images)]))
         angle = self.history[-1]["angle"] if self.history else None
-        return hub.push(self.inversion, repo_id, adapter=self.adapter, angle=angle, **kwargs)
+        return publish.push(self.inversion, repo_id, adapter=self.adapter, angle=angle, **kwargs)
 
     # -------------------------------------------------------------------------------------------------------- the start
     def _encoders(self) -> dict[str, TextEncoder]:

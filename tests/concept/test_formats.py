@@ -1,6 +1,9 @@
 """The file, read back by safetensors and by us."""
 
 import json
+import os
+import stat
+import threading
 
 import pytest
 import torch
@@ -11,8 +14,7 @@ from diffusers_dti.concept import formats
 
 
 def write(folder, rows, **header):
-    headers = {c: {"component": c, "scale": torch.linalg.vector_norm(r, dim=-1).tolist(), **header} for c, r in rows.items()}
-    formats.write(folder, "<dog>", rows, headers)
+    formats.write(folder, "<dog>", rows, {c: torch.linalg.vector_norm(r, dim=-1) for c, r in rows.items()}, header)
 
 
 def test_the_file_is_one_tensor_with_a_header(tmp_path):
@@ -43,6 +45,30 @@ def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == there
     for path, rows in zip(there, old.values()):
         assert torch.equal(*formats.read(path).rows.values(), rows)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_saved_files_have_the_mode_of_ordinary_files(tmp_path, umask, monkeypatch):
+    """Under a private umask too, and without opening what another thread creates at the same time."""
+    earlier, other = os.umask(umask), tmp_path / "other"
+    save_file = formats.save_file
+
+    def save_with_company(*args, **kwargs):
+        thread = threading.Thread(target=other.touch)
+        thread.start()
+        thread.join()
+        save_file(*args, **kwargs)
+
+    monkeypatch.setattr(formats, "save_file", save_with_company)
+    original = os.umask
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to all threads"))
+    try:
+        write(tmp_path / "concept", {"text_encoder": torch.randn(1, 8), "text_encoder_2": torch.randn(1, 8)})
+    finally:
+        monkeypatch.undo()
+        original(earlier)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (*(tmp_path / "concept").iterdir(), other)}
+    assert set(modes.values()) == {0o666 & ~umask} and len(modes) == 3, modes
 
 
 def test_a_concept_replaces_the_whole_of_an_earlier_one(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import READ, WRITE, HubServer
+from huggingface_hub import HfApi
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load as load_safetensors
+
+from diffusers_dti import DirectionalInversion
 
 TESTS = Path(__file__).parents[1]
 START = """
@@ -131,7 +137,6 @@ PUSH = """
 from diffusers_dti import DirectionalInversion
 import diffusers_dti.concept.model_card
 picture = Image.new("RGB", (8, 8), "red")
-picture.info["comment"] = "taken at home"
 addresses = {}
 base = {"base_model": "stabilityai/stable-diffusion-xl-base-1.0", "family": "SDXL", "method": "dti", "scale_rule": "mean"}
 mine = concept(**base)
@@ -231,7 +236,7 @@ def test_pushed_by_one_process_and_loaded_by_others(server, start, run, tmp_path
         (stored,) = load_safetensors(dog.at("main").files[files[i + 1]]).values()
         torch.testing.assert_close(stored, expected)
     picture = Image.open(io.BytesIO(dog.at("main").files["images/0.png"]))
-    assert picture.getpixel((0, 0)) == (255, 0, 0) and not picture.info
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
 
     server.requests.clear()
     found = run(LOAD)
@@ -240,7 +245,7 @@ def test_pushed_by_one_process_and_loaded_by_others(server, start, run, tmp_path
         for component, expected in made(seed).items():
             torch.testing.assert_close(torch.tensor(found[name][component]), expected)
     assert list(found["one"]) == ["text_encoder_2"]
-    assert found["nowhere"] == "user/animals is not in the cache, and the Hub is not to be asked: load it once online."
+    assert found["nowhere"] == "user/animals is not in the cache, and the Hub is offline here: load it once while online."
     assert found["size"] == [16, 16] and set(found["loaded"]) == {f"<{n}>" for n in (*seeds, "one", "dog")}
     assert (tmp_path / "elsewhere" / "models--user--animals").is_dir()
     asked = [(path, authorization) for _, path, _, authorization in server.requests]
@@ -328,15 +333,15 @@ def test_a_failing_download_is_one_clear_error_and_the_next_try_succeeds(server,
         print(f"{name:18} {outcome}")
         assert sound, name
     start = {
-        "401 no token": f"OSError: user/dti-dog: {REFUSED} 401, it knows no token of yours",
-        "401 a wrong token": f"OSError: user/dti-dog: {REFUSED} 401, it knows no token of yours",
-        "403 gated": f"OSError: user/dti-dog: {REFUSED} 403, your token may not do that",
-        "403": f"OSError: user/dti-dog: {REFUSED} 403, your token may not do that",
-        "404 repository": f"OSError: user/dti-cat: {REFUSED} 404, there is no such repository",
+        "401 no token": f"OSError: user/dti-dog: {REFUSED} 401, no valid token was sent",
+        "401 a wrong token": f"OSError: user/dti-dog: {REFUSED} 401, no valid token was sent",
+        "403 gated": f"OSError: user/dti-dog: {REFUSED} 403, your token lacks permission",
+        "403": f"OSError: user/dti-dog: {REFUSED} 403, your token lacks permission",
+        "404 repository": f"OSError: user/dti-cat: {REFUSED} 404, the repository does not exist",
         "404 revision": "OSError: user/dti-dog: there is no such revision",
         "404 file": "OSError: user/dti-dog has no dog.safetensors",
-        "409": f"OSError: user/dti-dog: {REFUSED} 409, something else",
-        "429": f"OSError: user/dti-dog: {REFUSED} 429, these were too many requests: wait",
+        "409": f"OSError: user/dti-dog: {REFUSED} 409, someone else",
+        "429": f"OSError: user/dti-dog: {REFUSED} 429, there were too many requests: wait",
         "500": f"OSError: user/dti-dog: {REFUSED} 500, it is out of order: try again later",
         "500 second file": f"OSError: user/dti-dog: {REFUSED} 500, it is out of order: try again later",
         "503 storage": f"OSError: user/dti-dog: {REFUSED} 503, it is out of order: try again later",
@@ -461,3 +466,90 @@ def test_a_trainer_pushes_its_adapter_and_last_pictures(server, run, tmp_path):
     for path, content in files.items():  # what the machine is like is nobody's business
         for secret in (str(tmp_path), str(Path.home()), WRITE):
             assert secret.encode() not in content, (path, secret)
+
+
+def chunks(png):
+    """The types of a PNG's chunks."""
+    types, start = [], 8
+    while start < len(png):
+        length, kind = struct.unpack(">I4s", png[start : start + 8])
+        types.append(kind.decode())
+        start += length + 12
+    return types
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "memory"])
+def test_samples_are_pushed_without_what_cameras_and_programs_wrote_into_them(format, local_hub, tmp_path):
+    image = Image.effect_noise((8, 8), 50).convert("RGB")
+    exif, text = Image.Exif(), PngInfo()
+    exif[0x010F] = "secret camera"
+    exif.get_ifd(0x8825)[1] = "N"  # GPS
+    text.add_text("parameters", "secret prompt")
+    text.add_itxt("XML:com.adobe.xmp", "<x>secret xmp</x>")
+    profile = ImageCmsProfile(createProfile("sRGB")).tobytes()
+    path = tmp_path / f"photo.{'jpg' if format == 'jpeg' else 'png'}"
+    if format == "jpeg":
+        image.save(path, exif=exif, icc_profile=profile, comment=b"secret comment", quality=100)
+    else:
+        image.save(path, exif=exif, icc_profile=profile, pnginfo=text)
+    photo = Image.open(path)
+    if format == "memory":  # as a program hands it over
+        photo.load()
+        photo.info["xmp"] = b"<x>secret xmp</x>"
+    # the photo has what must not be pushed, and PIL would write it
+    assert "icc_profile" in photo.info and photo.getexif()[0x010F] == "secret camera"
+    photo.convert("RGB").save(tmp_path / "plain.png")
+    assert {"iCCP", "eXIf"} & set(chunks((tmp_path / "plain.png").read_bytes()))
+
+    rows = made()
+    DirectionalInversion.from_embeddings("<dog>", rows).push_to_hub("user/dti-dog", images=[("a <dog>", photo), photo])
+    files = local_hub.repos["user/dti-dog"].at("main").files
+    for name in ("images/0.png", "images/1.png"):
+        assert set(chunks(files[name])) == {"IHDR", "IDAT", "IEND"}
+        again = Image.open(io.BytesIO(files[name]))
+        assert again.tobytes() == photo.convert("RGB").tobytes() and not again.getexif() and not again.info
+    for path, content in files.items():
+        assert b"secret" not in content, path
+    assert photo.info["icc_profile"] == profile  # the caller's image keeps its own
+
+
+@pytest.mark.parametrize("subfolder", [None, "cats/cat"])
+def test_a_push_changes_nothing_else_in_the_repository(subfolder, local_hub):
+    names = (
+        "notes.txt",
+        "images/teaser.png",
+        "images/7.png",
+        "pytorch_lora_weights.safetensors",
+        "learned_embeds_3.safetensors",
+    )
+    prefix = f"{subfolder}/" if subfolder else ""
+    api = HfApi(token=WRITE)
+    api.create_repo("user/dti-dog")
+    for name in (*names, *(f"other/{name}" for name in names)):
+        place = name if name.startswith("other/") else prefix + name
+        api.upload_file(path_or_fileobj=name.encode(), path_in_repo=place, repo_id="user/dti-dog")
+    DirectionalInversion.from_embeddings("<dog>", made()).push_to_hub("user/dti-dog", subfolder=subfolder)
+    files = local_hub.repos["user/dti-dog"].at("main").files
+    gone = {f"{prefix}images/7.png", f"{prefix}learned_embeds_3.safetensors"}
+    new = {prefix + name for name in ("README.md", "learned_embeds.safetensors", "learned_embeds_2.safetensors")}
+    kept = {prefix + name for name in names} | {f"other/{name}" for name in names} | {".gitattributes"}
+    assert files.keys() == (kept - gone) | new
+
+
+def test_push_returns_the_commit(local_hub):
+    concept = DirectionalInversion.from_embeddings("<dog>", made())
+    commit = concept.push_to_hub("user/dti-dog")
+    repo = local_hub.repos["user/dti-dog"]
+    assert commit == commit.commit_url and commit.oid == repo.refs["main"] and commit.pr_url is None
+    request = concept.rescale(2.0).push_to_hub("user/dti-dog", create_pr=True)
+    assert request.pr_url == f"{local_hub.url}/user/dti-dog/discussions/1" and request.pr_revision == "refs/pr/1"
+
+
+@pytest.mark.parametrize("base", ["/home/secret/model", "C:\\secret\\mine", "out/secret/model"])
+def test_a_base_model_on_this_machine_is_not_pushed(base, local_hub):
+    concept = DirectionalInversion.from_embeddings("<dog>", made(), {"base_model": base, "family": "SDXL"})
+    concept.push_to_hub("user/dti-dog")
+    for path, content in local_hub.repos["user/dti-dog"].at("main").files.items():
+        assert b"secret" not in content, path
+    assert DirectionalInversion.from_pretrained("user/dti-dog").metadata == {"family": "SDXL"}
+    assert concept.metadata["base_model"] == base
