@@ -5,10 +5,10 @@ from diffusers_dti.families.stable_diffusion import StableDiffusionXL as SDXL
 
 
 def test_the_family_fills_what_is_not_said():
-    config = DTIConfig(train_batch_size=2).resolved(SDXL)
+    config = DTIConfig(train_batch_size=2).resolve(SDXL)
     assert (config.resolution, config.max_train_steps, config.kappa) == (768, 400, 1e-4)
     assert config.train_batch_size == 2 and config.learning_rate == 0.01
-    assert DTIConfig(method="ti").resolved(SDXL).learning_rate == 0.005
+    assert DTIConfig(method="ti").resolve(SDXL).learning_rate == 0.005
 
 
 def test_methods_are_settings():
@@ -22,14 +22,14 @@ def test_methods_are_settings():
         ({"method": "dco", "max_train_steps": 9, "dco_beta": 0}, {"max_train_steps": 9, "dco_beta": 0, "adapter": "lora"}),
         ({"method": "ti", "adapter": "oft"}, {"adapter": "oft", "optimizer": "adamw", "max_train_steps": 400}),
     ):
-        config = DTIConfig(**settings).resolved(SDXL)
+        config = DTIConfig(**settings).resolve(SDXL)
         assert {k: getattr(config, k) for k in expected} == expected
 
 
 def test_the_effective_rate_is_the_authors():
-    assert DTIConfig().resolved(SDXL).effective_learning_rate == pytest.approx(0.04)
-    assert DTIConfig(gradient_accumulation_steps=2).resolved(SDXL).effective_learning_rate == pytest.approx(0.08)
-    assert DTIConfig(scale_lr=False).resolved(SDXL).effective_learning_rate == 0.01
+    assert DTIConfig().resolve(SDXL).effective_learning_rate == pytest.approx(0.04)
+    assert DTIConfig(gradient_accumulation_steps=2).resolve(SDXL).effective_learning_rate == pytest.approx(0.08)
+    assert DTIConfig(scale_lr=False).resolve(SDXL).effective_learning_rate == 0.01
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_the_effective_rate_is_the_authors():
         ({"method": "ti", "optimizer": "rsgd"}, "trains raw rows"),
         ({"method": "crossinit", "train_magnitude": True}, "trains raw rows"),
         ({"reg_lambda": 1e-5}, "kappa"),
-        ({"dco_beta": 1000.0}, 'give adapter="lora"'),
+        ({"dco_beta": 1000.0}, 'use adapter="lora"'),
         ({"adapter_rank": 0}, "adapter_rank must be at least 1"),
         ({"dco_beta": -5.0, "adapter": "lora"}, "dco_beta must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
         ({"beta": 1.0}, "beta must be"),
-        ({"method": "oft", "adapter": "lora"}, "has an adapter of its own, oft"),
+        ({"method": "oft", "adapter": "lora"}, "has its own adapter, oft"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -62,4 +62,4 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_an_adapter_that_would_never_join_in():
     with pytest.raises(ValueError, match="join in at step 9, and there are only 9"):
-        DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolved(SDXL)
+        DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolve(SDXL)

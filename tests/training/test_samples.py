@@ -5,7 +5,8 @@ from PIL import Image
 
 from diffusers_dti.data.images import Photo
 from diffusers_dti.training import samples as samples_module
-from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, TrainingSamples, make_crops
+from diffusers_dti.training.crops import Crop, make_crops
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples
 
 
 def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None, **more):

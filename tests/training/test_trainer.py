@@ -11,17 +11,18 @@ from helpers import differing, everything, same, states, written_method
 from PIL import Image
 from tiny_pipelines import build_sdxl, generate
 
-import diffusers_dti.training.trainer
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
 from diffusers_dti.data.images import Photo
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-from diffusers_dti.training.samples import TrainingSamples
+from diffusers_dti.training.crops import make_crops
+from diffusers_dti.training.initializer import initial_concept
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, TrainingSamples
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
 def initial_of(trainer):
-    return trainer._initial("<dog>")
+    return initial_concept(trainer.family, trainer.config, "<dog>")
 
 
 def test_fit_learns_loads_and_leaves_the_rest_as_it_was(sdxl, photos):
@@ -52,11 +53,9 @@ def test_training_is_the_written_method(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
     c, family = trainer.config, trainer.family
     initial = initial_of(trainer)
-    crops = diffusers_dti.training.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
+    crops = make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
     encoded = family.encode_images([x.pixels for x in crops])
-    samples = TrainingSamples(
-        crops, encoded, diffusers_dti.training.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed
-    )
+    samples = TrainingSamples(crops, encoded, OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
     sdxl.load_directional_inversion(initial, pooling="legacy")
     pairs = find_text_encoders(sdxl)
     widths = [initial.directions[n].shape[1] for n in pairs]
@@ -239,7 +238,7 @@ def test_nothing_of_this_machine_is_in_the_file(sdxl, photos, tmp_path):
 
 
 def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
-    from diffusers_dti.training.trainer import logger
+    from diffusers_dti.training.photos import logger
 
     logger.addHandler(caplog.handler)
     try:
@@ -293,7 +292,7 @@ def test_unknown_settings_and_pipelines_are_refused(sdxl):
         DTITrainer(sdxl, resolution=15)
     with pytest.raises(TypeError, match="learning_rat"):
         DTITrainer(sdxl, learning_rat=1)
-    with pytest.raises(ValueError, match="no one concept to push"):
+    with pytest.raises(ValueError, match="Exactly one concept can be pushed"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
 
 
@@ -322,7 +321,7 @@ def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
         for component, v in alone.directions.items():
             torch.testing.assert_close(learned[word].directions[component], v, rtol=0, atol=1e-5)
             assert torch.equal(resumed[word].directions[component], learned[word].directions[component])
-    with pytest.raises(ValueError, match="With several tokens"):
+    with pytest.raises(ValueError, match="With several concepts"):
         DTITrainer(sdxl, **common).fit(own, captions=["a {}"])
 
 
@@ -335,7 +334,7 @@ def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
     ],
 )
 def test_mappings_that_do_not_fit_the_settings(sdxl, photos, settings, words):
-    with pytest.raises(ValueError, match="A mapping is from placeholders to photos"):
+    with pytest.raises(ValueError, match="A mapping goes from placeholders to photos"):
         DTITrainer(sdxl, resolution=16, **settings).fit(dict.fromkeys(words, photos))
 
 
