@@ -108,6 +108,19 @@ def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*checkpoint*"))
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_the_umask_decides_who_may_read_a_checkpoint(sdxl, photos, tmp_path, umask, mode, set_umask):
+    """safetensors itself writes private files."""
+    set_umask(umask)
+    settings = SETTINGS | {"max_train_steps": 2, "checkpointing_steps": 2, "output_dir": tmp_path / "run"}
+    DTITrainer(sdxl, **settings, adapter="lora").fit(photos)
+    folder = tmp_path / "run" / "checkpoint-2"
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert len(files) == 8  # of the result and the checkpoint: two encoders, an adapter; and the state, and the log
+    assert {p.stat().st_mode & 0o777 for p in files} == {mode}
+    assert folder.stat().st_mode & 0o777 == mode | (0o100 if umask == 0o077 else 0o111)
+
+
 def test_the_log_is_of_one_run(sdxl, photos, tmp_path):
     common = SETTINGS | {"output_dir": tmp_path, "train_batch_size": 1, "checkpointing_steps": 10}
     for more, expected in (
