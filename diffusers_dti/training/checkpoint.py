@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..atomic import atomic_folder
 from ..concept.inversion import DirectionalInversion
 from .adapter import Adapter
+from .seeds import SAMPLES_VERSION
 from .trainable import TrainableConcept
 
 STATE = "training_state.safetensors"
@@ -62,7 +63,8 @@ def save(
                 for key, value in state.items():
                     tensors[f"optimizer.{number}.{index}.{key}"] = value
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, temporary / STATE, metadata={"step": str(step), "settings": json.dumps(settings)})
+        metadata = {"step": str(step), "samples_version": str(SAMPLES_VERSION), "settings": json.dumps(settings)}
+        save_file(tensors, temporary / STATE, metadata=metadata)
     return folder
 
 
@@ -138,10 +140,17 @@ def load(
         The number of steps done.
 
     Raises:
-        ValueError: if the checkpoint is another run's, naming the settings that differ.
+        ValueError: if the checkpoint is another run's, naming the settings that differ, or an earlier version's, with other
+            samples.
     """
     with safe_open(folder / STATE, framework="pt") as f:
         metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    if metadata.get("samples_version") != str(SAMPLES_VERSION):  # checkpoints of version 1 do not say so
+        raise ValueError(
+            f"{folder} was written by another version of diffusers-dti, which trained on other samples of the same photos, so "
+            "its run cannot be continued here. Start anew, without `resume_from_checkpoint` or in another `output_dir`. The "
+            "checkpoint itself can still be loaded as a concept."
+        )
     before = json.loads(metadata["settings"])
     differing = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
     if differing:
