@@ -1,1 +1,1 @@
-"""."""
+"""From photos to a concept: `DTITrainer` and its settings."""

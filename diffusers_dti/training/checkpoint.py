@@ -1,9 +1,8 @@
-"""Checkpoints of a run: the concepts so far, readable as such, and beside them what the optimizers need to go on."""
+"""Checkpoints of a run: the concepts so far, which can be loaded, and what the optimizers need to continue."""
 
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from ..atomic import atomic_folder
 from ..concept.inversion import DirectionalInversion
 from .adapter import Adapter
+from .seeds import SAMPLES_VERSION
 from .trainable import TrainableConcept
 
 STATE = "training_state.safetensors"
 
 
 def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) -> None:
-    """One concept into the folder itself, several into a folder each, named after their placeholders."""
+    """Write one concept into the folder itself, several into a folder each, named after their placeholders."""
     names: list[str] = []
     for number, concept in enumerate(concepts):
         name = re.sub(r"\W", "", concept.placeholder_token) or str(number)
@@ -28,50 +30,63 @@ def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) 
         concept.save_pretrained(Path(folder) / names[-1] if len(concepts) > 1 else folder)
 
 
+# Not accelerate's `save_state`: it pickles, it writes the random states of all processes, which nothing here depends on, and it
+# knows only the models and optimizers that it has prepared. A few KB of safetensors also load as a concept.
 def save(
-    output_dir: str | Path,
+    output_dir: Path,
     step: int,
     concepts: Sequence[TrainableConcept],
     optimizers: Sequence[torch.optim.Optimizer],
     adapter: Adapter | None,
     settings: dict[str, Any],
 ) -> Path:
-    """Write `checkpoint-<step>` as a whole; a run that is killed while it is written leaves no half of one."""
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    """Write `checkpoint-<step>` as a whole: a run that is killed meanwhile leaves no partial one.
+
+    Args:
+        output_dir: the folder of the run.
+        step: the number of steps done.
+        concepts, optimizers, adapter: what is trained.
+        settings: what must be the same when the run is resumed, as JSON values.
+
+    Returns:
+        The folder of the checkpoint.
+    """
     folder = output_dir / f"checkpoint-{step}"
-    temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=".checkpoint-"))
-    try:
-        save_concepts(temporary, [x.current() for x in concepts])
+    with atomic_folder(folder) as temporary:
+        save_concepts(temporary, [concept.current() for concept in concepts])
         if adapter is not None:
             adapter.keep()
             adapter.save(temporary)
-        tensors = _trained(concepts, adapter)
+        tensors: dict[str, Tensor] = dict(_parameters(concepts, adapter))
         for number, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, temporary / STATE, metadata={"step": str(step), "settings": json.dumps(settings)})
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                for key, value in state.items():
+                    tensors[f"optimizer.{number}.{index}.{key}"] = value
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"step": str(step), "samples_version": str(SAMPLES_VERSION), "settings": json.dumps(settings)}
+        save_file(tensors, temporary / STATE, metadata=metadata)
     return folder
 
 
-def _trained(concepts: Sequence[TrainableConcept], adapter: Adapter | None) -> dict[str, torch.Tensor]:
-    """All parameters in training, by name."""
-    parts = {f"rows.{i}.{c}": r for i, x in enumerate(concepts) for c, r in x.rows.items()}
-    parameters = {f"{name}.{k}": p for name, rows in parts.items() for k, p in rows.named_parameters()}
-    return parameters | {f"adapter.{k}": p for k, p in (adapter.parameters if adapter else {}).items()}
+def _parameters(concepts: Sequence[TrainableConcept], adapter: Adapter | None) -> dict[str, nn.Parameter]:
+    """Return all parameters in training, by name."""
+    parameters = {}
+    for number, concept in enumerate(concepts):
+        for component, rows in concept.rows.items():
+            for name, parameter in rows.named_parameters():
+                parameters[f"rows.{number}.{component}.{name}"] = parameter
+    if adapter is not None:
+        for name, parameter in adapter.parameters.items():
+            parameters[f"adapter.{name}"] = parameter
+    return parameters
 
 
-def prune(output_dir: str | Path, step: int, limit: int | None) -> None:
-    """Remove all checkpoints up to a step but the `limit` newest of them; later ones are another run's."""
-    there = [p for p in _there(Path(output_dir)) if _step(p) <= step]
-    for folder in there[:-limit] if limit else ():
+def prune(output_dir: Path, step: int, limit: int | None) -> None:
+    """Remove all but the `limit` newest checkpoints up to a step. Later ones belong to another run."""
+    if limit is None:
+        return
+    own = [folder for folder in _checkpoints(output_dir) if _step(folder) <= step]
+    for folder in own[:-limit]:
         shutil.rmtree(folder)
 
 
@@ -79,21 +94,28 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def _there(output_dir: Path) -> list[Path]:
-    """A run's checkpoints by their steps."""
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Return the checkpoints in a folder, in the order of their steps."""
     found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=_step)
 
 
-def find_checkpoint(output_dir: str | Path, which: str | Path) -> Path | None:
-    """The folder to go on from; None if "latest" is asked for and there is none yet.
+def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
+    """Find the checkpoint to resume from.
+
+    Args:
+        output_dir: the folder of the run.
+        which: "latest", or a folder, also by its name in `output_dir`.
+
+    Returns:
+        Its folder; None if "latest" is asked for and there is none yet.
 
     Raises:
-        OSError: for a named checkpoint that is not there.
+        OSError: if there is no such checkpoint.
     """
-    output_dir = Path(output_dir)
     if which == "latest":
-        return next(reversed(_there(output_dir)), None)
+        checkpoints = _checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
     for folder in (Path(which), output_dir / which):
         if (folder / STATE).is_file():
             return folder
@@ -107,21 +129,36 @@ def load(
     adapter: Adapter | None,
     settings: dict[str, Any],
 ) -> int:
-    """Put what a checkpoint holds in place and return its step.
+    """Put the contents of a checkpoint into what is trained.
+
+    Args:
+        folder: the checkpoint.
+        concepts, optimizers, adapter: what is trained.
+        settings: the settings of this run.
+
+    Returns:
+        The number of steps done.
 
     Raises:
-        ValueError: where the run was another one, naming the settings that differ.
+        ValueError: if the checkpoint is another run's, naming the settings that differ, or an earlier version's, with other
+            samples.
     """
     with safe_open(folder / STATE, framework="pt") as f:
         metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    if metadata.get("samples_version") != str(SAMPLES_VERSION):  # checkpoints of version 1 do not say so
+        raise ValueError(
+            f"{folder} was written by another version of diffusers-dti, which trained on other samples of the same photos, so "
+            "its run cannot be continued here. Start anew, without `resume_from_checkpoint` or in another `output_dir`. The "
+            "checkpoint itself can still be loaded as a concept."
+        )
     before = json.loads(metadata["settings"])
     differing = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
     if differing:
         raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
     with torch.no_grad():
-        for name, parameter in _trained(concepts, adapter).items():
+        for name, parameter in _parameters(concepts, adapter).items():
             parameter.copy_(tensors.pop(name))
-    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
         _, number, index, key = name.split(".", 3)
         states[int(number)].setdefault(int(index), {})[key] = value

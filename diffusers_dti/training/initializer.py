@@ -1,13 +1,54 @@
-"""Where training starts: the rows of a word or of a concept, or what an encoder makes of a word."""
+"""Where training starts: the rows of a word or of a concept, or the encoder's output for a word."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..concept.concept import Concept
-from ..pipeline.text_encoders import TextEncoder
-from ..pipeline.vocabulary import repeat_rows, token_ids_of
+from ..concept.inversion import DirectionalInversion
+from ..concept.methods import METHODS
+from ..families.base import Family
+from ..pipeline.offload import offload_disabled
+from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
+from ..pipeline.vocabulary import repeat_rows, token_ids_of, word_rows
+from .config import Initializer, ResolvedConfig
+from .frozen import frozen
+from .metadata import concept_metadata
+
+
+def initializer_of(config: ResolvedConfig, placeholder: str) -> Initializer:
+    """Return what a concept starts from: its own entry of a mapping, the common one, or "object" or "style"."""
+    given = config.initializer_token
+    if isinstance(given, Mapping):
+        given = given.get(placeholder)
+    return given or config.learnable_property
+
+
+def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) -> DirectionalInversion:
+    """Return the concept at the start of training: the initializer's directions, at the scale that the method starts from.
+
+    Raises:
+        ValueError: if an encoder does not know the initializer, or `num_vectors` is too small for it.
+    """
+    encoders = find_text_encoders(family.pipe)
+    initializer = initializer_of(config, placeholder)
+    if METHODS[config.method].contextual_start:
+        with frozen(family.pipe):
+            rows = contextual_rows(encoders, initializer, config.num_vectors)
+    else:
+        rows = word_rows(encoders, initializer, config.num_vectors)
+    metadata = concept_metadata(family, config, placeholder, initializer)
+    initial = DirectionalInversion.from_embeddings(placeholder, rows, metadata)
+    if config.raw or config.token_scale == "initializer":
+        return initial
+    with ExitStack() as stack:
+        for encoder in encoders.values():
+            stack.enter_context(offload_disabled(encoder.model))
+        scaled = rescale(encoders, initial, config.token_scale)
+    return replace(scaled, metadata=metadata)
 
 
 @torch.no_grad()

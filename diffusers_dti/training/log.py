@@ -1,15 +1,17 @@
-"""What a run tells while it runs: the bar, the log, pictures on the way, trackers."""
+"""What a run reports while it runs: the progress bar, the log file, validation images, a tracker."""
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
 from PIL import Image
 
+from ..atomic import atomic_file
 from . import validation
-from .config import DTIConfig
+from .config import ResolvedConfig
 from .distributed import processes
 
 logger = logging.get_logger(__name__)
@@ -19,14 +21,22 @@ STRIP_NAME = "validation.png"
 
 
 class TrainingLog:
-    """The record of one run, from its first step or from the checkpoint that it goes on from.
+    """The record of one run, from its first step or from the checkpoint that it resumes from.
 
-    `history` has a dict for each reading: step, loss, angle to the initializer (degrees) and norm; where several concepts are
-    learned at once, each one's own beside the means, as "loss/<dog>".
+    Args:
+        config: the settings of the run.
+        name: what the progress bar shows.
+        step: the number of steps done before.
+        settings: what the tracker is told about the run.
+
+    Attributes:
+        history: a dict for each entry: step, loss, angle to the initializer in degrees, and norm. If several concepts are
+            trained at once, these are means, and each concept has its own values as well, such as "loss/<dog>".
+        images: the validation images, by step.
     """
 
-    def __init__(self, config: DTIConfig, name: str, step: int, settings: dict[str, Any]):
-        main = processes().is_main_process  # others learn the same and are silent
+    def __init__(self, config: ResolvedConfig, name: str, step: int, settings: Mapping[str, Any]):
+        main = processes().is_main_process  # the other processes train the same and report nothing
         self.folder = Path(config.output_dir) if main and config.output_dir is not None else None
         self.history: list[dict[str, float]] = []
         self.images: dict[int, list[Image.Image]] = {}
@@ -38,49 +48,60 @@ class TrainingLog:
             plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in settings.items()}
             self.accelerator.init_trackers("diffusers-dti", plain)
         if self.folder is not None:
-            self._start_log(self.folder / LOG_NAME, step)
+            self._start_file(self.folder / LOG_NAME, step)
         self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name, disable=not main)
 
-    def _start_log(self, log: Path, step: int) -> None:
-        """Keep what the run that is gone on from logged up to its step; of a run from the start, nothing."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        for line in log.read_text().splitlines() if step and log.exists() else ():
+    def _start_file(self, log: Path, step: int) -> None:
+        """Keep the entries logged before the checkpoint being resumed; otherwise start an empty log."""
+        lines = log.read_text().splitlines() if step and log.exists() else []
+        for line in lines:
             with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
-                reading = json.loads(line)
-                if reading["step"] <= step:
-                    self.history.append(reading)
-        temporary = log.with_name(f".{log.name}")
-        temporary.write_text("".join(json.dumps(x) + "\n" for x in self.history))
-        temporary.replace(log)
+                entry = json.loads(line)
+                if entry["step"] <= step:
+                    self.history.append(entry)
+        with atomic_file(log) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
 
-    def write_metrics(self, step: int, losses: dict[str, float], others: dict[str, dict[str, float]], skipped: int) -> None:
-        """Take a reading: the mean loss of each concept since the last one, and what else there is of each."""
-        each = {word: {"loss": loss, **others[word]} for word, loss in losses.items()}
-        reading = {"step": step} | {k: sum(x[k] for x in each.values()) / len(each) for k in next(iter(each.values()))}
-        if len(each) > 1:
-            reading |= {f"{k}/{word}": v for word, x in each.items() for k, v in x.items()}
+    def write_metrics(self, step: int, metrics: Mapping[str, Mapping[str, float]], skipped: int) -> None:
+        """Write an entry.
+
+        Args:
+            step: the number of steps done.
+            metrics: each concept's metrics, by placeholder: the mean loss since the last entry, angle and norm.
+            skipped: the number of row updates that were skipped so far.
+        """
+        entry: dict[str, float] = {"step": step}
+        for key in next(iter(metrics.values())):
+            entry[key] = sum(own[key] for own in metrics.values()) / len(metrics)
+        if len(metrics) > 1:
+            for placeholder, own in metrics.items():
+                for key, value in own.items():
+                    entry[f"{key}/{placeholder}"] = value
         if skipped:
-            reading["skipped"] = skipped
-            logger.warning(f"{skipped} row updates left out so far: their gradients were not finite.")
-        self.history.append(reading)
-        self.bar.set_postfix(loss=f"{reading['loss']:.4f}", angle=f"{reading['angle']:.1f}°")
+            entry["skipped"] = skipped
+            logger.warning(f"{skipped} row updates skipped so far: their gradients were not finite.")
+        self.history.append(entry)
+        self.bar.set_postfix(loss=f"{entry['loss']:.4f}", angle=f"{entry['angle']:.1f}°")
         if self.folder is not None:
             with (self.folder / LOG_NAME).open("a") as file:
-                file.write(json.dumps(reading) + "\n")
+                file.write(json.dumps(entry) + "\n")
         if self.accelerator is not None:
-            self.accelerator.log({k: v for k, v in reading.items() if k != "step"}, step=step)
+            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
 
-    def add_images(self, step: int, pictures: list[Image.Image]) -> None:
-        """Keep a step's validation pictures, and draw the strip over steps anew."""
-        self.images[step] = pictures
+    def add_images(self, step: int, images: list[Image.Image]) -> None:
+        """Keep a step's validation images, and write the strip of all steps."""
+        self.images[step] = images
         if self.folder is not None:
             validation.strip(self.images).save(self.folder / STRIP_NAME)
 
     def close(self) -> None:
+        """Close the bar and the tracker."""
         self.bar.close()
-        if self.accelerator is not None:
-            try:
-                for tracker in self.accelerator.trackers:  # `end_training` would end the other processes' connection too
-                    tracker.finish()
-            except Exception as error:  # a tracker that is offline must not cost the result
-                logger.warning(f"The tracker could not be closed: {error}")
+        if self.accelerator is None:
+            return
+        try:
+            # Not `end_training`, which would close the other processes' connection as well.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        except Exception as error:  # a tracker that is offline must not cost the result
+            logger.warning(f"The tracker could not be closed: {error}")

@@ -1,32 +1,52 @@
 """Riemannian SGD on the unit sphere with a von Mises-Fisher prior (paper, section 4; algorithm in method order)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
+from torch.optim.optimizer import ParamsT
 
 from ..sphere import project, retract
 
 
 class RiemannianSGD(torch.optim.Optimizer):
-    """Moves unit rows along the sphere; at `beta=0` every step turns a row by atan(lr).
+    """Move unit rows along the sphere. With `beta=0` every step turns a row by atan(lr).
 
-    A row whose data gradient is zero (its token was not in the batch) or not finite does not move, and its averages do
-    not either: the prior alone would make it a step of full length. `state[p]["skipped"]` counts the not finite ones.
+    A row does not move if its data gradient is not finite, or zero because its token was not in the batch: the prior alone
+    would make a step of full length. Its running mean does not change either. `state[p]["skipped"]` counts the steps of each
+    row that were skipped because the gradient was not finite.
 
     Args:
-        params: tensors of unit rows (n, d), float32 or float64, or groups of them. A group may carry `prior`: (n, d), the
-            unit rows that the von Mises-Fisher prior pulls to.
-        lr: step length η on the sphere.
-        kappa: concentration κ of the prior. It weighs against the data gradient's size, so gradients must be unscaled
-            and averaged over accumulated batches before `step`.
-        beta: decay of the running mean of the squared gradient norm, one number a row; 0 normalises each step by itself.
+        params: tensors of unit rows (n, d), float32 or float64, or groups of them. A group may have a `prior`, (n, d): the unit
+            rows that the von Mises-Fisher prior pulls to.
+        lr: the step length η on the sphere.
+        kappa: the concentration κ of the prior. It is weighed against the size of the data gradient, so gradients must be
+            unscaled, and averaged over accumulated batches, before `step`.
+        beta: the decay of the running mean of the squared gradient norm, one number for each row; 0 normalizes each step by
+            itself.
 
     Raises:
-        ValueError: for a negative `lr` or `kappa`, `beta` outside [0, 1), half precision, or `kappa` without `prior`.
+        ValueError: if `lr` or `kappa` is negative, `beta` is outside [0, 1), rows are in half precision, or `kappa` has no
+            `prior`.
+
+    Example:
+
+        ```py
+        >>> import torch
+        >>> from diffusers_dti import RiemannianSGD
+
+        >>> rows = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(2, 768), dim=-1))
+        >>> optimizer = RiemannianSGD([{"params": [rows], "prior": rows.detach().clone()}], lr=0.01, kappa=1e-4)
+        >>> rows[:, 0].sum().backward()
+        >>> optimizer.step()
+        >>> bool(torch.allclose(rows.norm(dim=-1), torch.ones(2)))
+        True
+        ```
     """
 
-    def __init__(self, params: Iterable, lr: float, kappa: float = 0.0, beta: float = 0.0):
+    def __init__(self, params: ParamsT, lr: float, kappa: float = 0.0, beta: float = 0.0):
         if lr < 0 or kappa < 0 or not 0 <= beta < 1:
             raise ValueError(f"lr and kappa must be at least 0 and beta in [0, 1), got {lr=}, {kappa=}, {beta=}.")
         super().__init__(params, {"lr": lr, "kappa": kappa, "beta": beta, "prior": None})
@@ -37,9 +57,19 @@ class RiemannianSGD(torch.optim.Optimizer):
                 if group["kappa"] > 0 and (group["prior"] is None or group["prior"].shape != p.shape):
                     raise ValueError(f"kappa > 0 needs a `prior` of shape {tuple(p.shape)} in the parameter's group.")
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step for every row; nothing here reads a value back from the device."""
+        """Take one step with every row. Nothing here reads a value back from the device.
+
+        Args:
+            closure: a function that computes the gradients again and returns the loss.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -47,16 +77,16 @@ class RiemannianSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for v in group["params"]:
                 if v.grad is not None:
-                    self._step(v, group)
+                    self._step(v, v.grad, group)
         return loss
 
-    def _step(self, v: torch.Tensor, group: dict) -> None:
-        state, beta, data = self.state[v], group["beta"], v.grad
+    def _step(self, v: Tensor, data: Tensor, group: dict[str, Any]) -> None:
+        state, beta = self.state[v], group["beta"]
         if not state:
             column = v.new_zeros(*v.shape[:-1], 1)
             state.update(t=column.clone(), second_moment=column.clone(), skipped=column.clone())
         finite = data.isfinite().all(-1, keepdim=True)
-        moves = finite & (data != 0).any(-1, keepdim=True)
+        moves = finite & data.ne(0).any(-1, keepdim=True)
         state["skipped"] += ~finite
 
         g = torch.where(moves, data, 0)
@@ -75,20 +105,30 @@ class SphericalAdamW(torch.optim.AdamW):
 
     Args:
         params: groups of tensors of unit rows (n, d), each with its `prior`, (n, d).
-        lr: AdamW's learning rate.
-        kappa: concentration of the prior, whose gradient is added to the data's.
+        lr: the learning rate of AdamW.
+        kappa: the concentration of the prior, whose gradient is added to the data's.
     """
 
-    def __init__(self, params: Iterable, lr: float, kappa: float = 0.0):
-        super().__init__(params, lr=lr, weight_decay=0.0)  # decay changes the norm alone, which does not stay
+    def __init__(self, params: ParamsT, lr: float, kappa: float = 0.0):
+        super().__init__(params, lr=lr, weight_decay=0.0)  # decay would only change the norm, which does not last
         self.kappa = kappa
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step for every row."""
-        rows = [(v, group["prior"]) for group in self.param_groups for v in group["params"] if v.grad is not None]
-        for v, prior in rows:  # not where there are no data, as above
-            v.grad.sub_(prior.to(v) * (v.grad != 0).any(-1, keepdim=True), alpha=self.kappa)
+        """Take one step with every row."""
+        rows = []
+        for group in self.param_groups:
+            for v in group["params"]:
+                if v.grad is not None:
+                    rows.append((v, group["prior"]))
+        for v, prior in rows:  # a row without data does not move, as above
+            v.grad.sub_(prior.to(v) * v.grad.ne(0).any(-1, keepdim=True), alpha=self.kappa)
         loss = super().step(closure)
         for v, _ in rows:
             v.copy_(normalize(v, dim=-1))

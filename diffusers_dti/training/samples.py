@@ -1,20 +1,23 @@
-"""What is drawn from the photos: every draw is a function of (seed, sample number) alone.
+"""The samples of a training run: every draw is a function of (seed, sample number) alone.
 
-So a run that goes on from a checkpoint, on one process or on four, sees the samples it would have seen.
+So a resumed run sees the samples that it would have seen, on one process or on four.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
+from diffusers.utils import logging
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..data.images import Photo
-from ..families.base import Batch
+from ..families.base import Batch, Family
+from ..pipeline.text_encoders import TextEncoder
+from .config import ResolvedConfig
+from .crops import Crop, make_crops
+from .seeds import seeded_generator
 
 OBJECT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
@@ -49,73 +52,29 @@ MAX_ZEROS = 15  # tokens of zero embedding before a prompt (the authors' augment
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A square cut from a photo, with what SDXL's time ids tell of it."""
+class Sample:
+    """One training sample."""
 
-    photo: int
-    pixels: Tensor  # (3, resolution, resolution) in [-1, 1]
-    mask: Tensor | None  # (1, resolution, resolution) in [0, 1], 1 where the subject is
-    original_size: tuple[int, int]  # height, width of the photo
-    corner: tuple[int, int]  # top, left in the resized photo
-
-
-def make_crops(
-    photos: Sequence[Photo], resolution: int, crops_per_image: int, seed: int, random_flip: bool = False
-) -> list[Crop]:
-    """One crop of a square photo, `crops_per_image` random ones of any other, after resizing its short side.
-
-    With `random_flip` each crop has its mirror image beside it.
-
-    Raises:
-        ValueError: for a mask that leaves nothing of a photo.
-    """
-    crops: list[Crop] = []
-    for number, photo in enumerate(photos):
-        scale = resolution / min(photo.image.size)
-        width, height = (max(resolution, int(side * scale)) for side in photo.image.size)
-        generator = torch.Generator().manual_seed(_mix(seed, number))
-        usable = []
-        for mirrored in (False, True) if random_flip else (False,):
-            pixels = _to_tensor(photo.image, (width, height), mirrored) * 2 - 1
-            mask = None if photo.mask is None else _to_tensor(photo.mask, (width, height), mirrored)
-            for _ in range(1 if width == height else crops_per_image):
-                top = int(torch.randint(height - resolution + 1, (), generator=generator))
-                left = int(torch.randint(width - resolution + 1, (), generator=generator))
-                cut = (slice(None), slice(top, top + resolution), slice(left, left + resolution))
-                if mask is None or mask[cut].any():  # a crop beside the subject teaches nothing of it
-                    size = (photo.image.height, photo.image.width)
-                    usable.append(Crop(number, pixels[cut], None if mask is None else mask[cut], size, (top, left)))
-        if not usable:
-            raise ValueError(f"The mask of photo {number + 1} leaves nothing of it: it must be white where the subject is.")
-        crops += usable
-    return crops
-
-
-def _to_tensor(image: Image.Image, size: tuple[int, int], mirrored: bool) -> Tensor:
-    resized = image.resize(size, Image.Resampling.BICUBIC)
-    resized = ImageOps.mirror(resized) if mirrored else resized
-    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(resized))[0]
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers; far apart even for neighbours (splitmix64's multiplier)."""
-    state = 0
-    for n in numbers:
-        state = ((state ^ n) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64
-        state ^= state >> 31
-    return state % 2**63
+    crop: Crop
+    latents: Tensor  # (1, c, h, w), or (1, c, 1, h, w)
+    noise: Tensor  # the shape of `latents`
+    timestep: int
+    prompt: str
+    zero_pad: int  # tokens of zero embedding before the prompt
 
 
 class TrainingSamples:
-    """The training set with its latents cached: sample number k is the same in every run of a seed.
+    """The training set of a concept with its latents cached: sample number k is the same in every run of a seed.
 
     Args:
         crops: from `make_crops`.
-        posteriors: the latents' mean and standard deviation, (1, c, h, w) each, of every crop.
+        posteriors: the mean and standard deviation of each crop's latents, (1, c, h, w) each.
         templates: prompts with "{}" for the placeholder.
-        captions: each photo's own prompt, or None where templates are used.
-        placeholder: what stands in the prompts' "{}".
-        zero_pad: draw numbers of zero tokens before the prompts: floor(x) of exponential x of mean 2, at most 15.
+        captions: each photo's own prompt with "{}", or None to use the templates.
+        placeholder: the concept's placeholder.
+        num_timesteps: the number of noise levels to draw from.
+        seed: the seed of all draws.
+        zero_pad: draw the number of zero tokens before each prompt: floor(x) of an exponential x of mean 2, at most 15.
     """
 
     def __init__(
@@ -131,49 +90,111 @@ class TrainingSamples:
     ):
         self.crops, self.posteriors, self.seed, self.num_timesteps = crops, posteriors, seed, num_timesteps
         self.templates, self.captions, self.placeholder, self.zero_pad = templates, captions, placeholder, zero_pad
-        self.of_photo = [[i for i, c in enumerate(crops) if c.photo == n] for n in sorted({c.photo for c in crops})]
+        self.crops_of_photo: dict[int, list[int]] = {}
+        for index, crop in enumerate(crops):
+            self.crops_of_photo.setdefault(crop.photo, []).append(index)
 
     def digest(self) -> str:
-        """Tells one training set from another."""
-        parts = [c.pixels.numpy().tobytes() + (b"" if c.mask is None else c.mask.numpy().tobytes()) for c in self.crops]
-        return hashlib.sha256(b"".join([*parts, repr(self.captions).encode()])).hexdigest()
+        """Return a digest that identifies the photos, masks and captions."""
+        parts = []
+        for crop in self.crops:
+            parts.append(crop.pixels.numpy().tobytes())
+            if crop.mask is not None:
+                parts.append(crop.mask.numpy().tobytes())
+        parts.append(repr(self.captions).encode())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def batch(self, first: int, size: int, device: torch.device) -> Batch:
-        """TrainingSamples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
-        drawn = [self._sample(k) for k in range(first, first + size)]
-        crops, latents, noise, timesteps, prompts, zero_pads = zip(*drawn)
+        """Return the samples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
+        samples = [self._sample(k) for k in range(first, first + size)]
+        height, width = samples[0].crop.pixels.shape[-2:]
         return Batch(
-            torch.cat(latents).to(device),
-            torch.cat(noise).to(device),
-            self._weights(crops, latents[0].shape[-2:], device),
-            torch.tensor(timesteps, device=device),
-            list(prompts),
-            [c.original_size for c in crops],
-            [c.corner for c in crops],
-            tuple(crops[0].pixels.shape[-2:]),
-            list(zero_pads),
+            latents=torch.cat([s.latents for s in samples]).to(device),
+            noise=torch.cat([s.noise for s in samples]).to(device),
+            weights=_weights(samples, device),
+            timesteps=torch.tensor([s.timestep for s in samples], device=device),
+            prompts=[s.prompt for s in samples],
+            original_sizes=[s.crop.original_size for s in samples],
+            crop_corners=[s.crop.corner for s in samples],
+            resolution=(height, width),
+            zero_pads=[s.zero_pad for s in samples],
         )
 
-    def _weights(self, crops: Sequence[Crop], size: torch.Size, device: torch.device) -> Tensor | None:
-        if all(c.mask is None for c in crops):
-            return None
-        masks = [torch.ones(1, *size) if c.mask is None else adaptive_avg_pool2d(c.mask, size) for c in crops]
-        return torch.stack([m / m.mean() for m in masks]).to(device)
-
-    def _sample(self, k: int) -> tuple[Crop, Tensor, Tensor, int, str, int]:
-        round_, place = divmod(k, len(self.of_photo))
-        order = torch.randperm(len(self.of_photo), generator=torch.Generator().manual_seed(_mix(self.seed, round_, 1)))
-        generator = torch.Generator().manual_seed(_mix(self.seed, k, 2))
+    def _sample(self, k: int) -> Sample:
+        photos = len(self.crops_of_photo)
+        round_, place = divmod(k, photos)
+        order = torch.randperm(photos, generator=seeded_generator(self.seed, round_, 1))
+        generator = seeded_generator(self.seed, k, 2)
 
         def pick(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
 
         photo = int(order[place])
-        index = self.of_photo[photo][pick(len(self.of_photo[photo]))]
+        crops = self.crops_of_photo[photo]
+        index = crops[pick(len(crops))]
         mean, std = self.posteriors[index]
         text = self.captions[photo] or self.templates[pick(len(self.templates))]
         timestep = pick(self.num_timesteps)
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        zeros = min(int(torch.empty(()).exponential_(1 / 2, generator=generator)), MAX_ZEROS) if self.zero_pad else 0
-        return self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder), zeros
+        zeros = 0
+        if self.zero_pad:
+            zeros = min(int(torch.empty(()).exponential_(1 / 2, generator=generator)), MAX_ZEROS)
+        return Sample(self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder), zeros)
+
+
+def _weights(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
+    """Return the masks in the size of the latents, (n, 1, h, w) of mean 1 each, or None if no sample has one."""
+    if all(s.crop.mask is None for s in samples):
+        return None
+    height, width = samples[0].latents.shape[-2:]
+    weights = []
+    for sample in samples:
+        mask = sample.crop.mask
+        mask = torch.ones(1, height, width) if mask is None else adaptive_avg_pool2d(mask, (height, width))
+        weights.append(mask / mask.mean())
+    return torch.stack(weights).to(device)
+
+
+def prepare_samples(
+    family: Family,
+    config: ResolvedConfig,
+    encoders: Mapping[str, TextEncoder],
+    placeholder: str,
+    photos: Sequence[Photo],
+) -> TrainingSamples:
+    """Crop and encode the photos of a concept that is loaded.
+
+    Raises:
+        ValueError: if a prompt is so long that the placeholder would be cut off, or a mask leaves nothing of a photo.
+    """
+    templates = config.templates or (STYLE_TEMPLATES if config.learnable_property == "style" else OBJECT_TEMPLATES)
+    captions = [photo.caption for photo in photos]
+    prompts = [*templates, *(caption for caption in captions if caption)]
+    margin = MAX_ZEROS if config.zero_pad else 0
+    for encoder in encoders.values():
+        length = min(family.text_length, encoder.tokenizer.model_max_length) - margin
+        _check_prompts(encoder, placeholder, prompts, length)
+    crops = make_crops(photos, config.resolution, config.crops_per_image, config.seed, config.random_flip)
+    return TrainingSamples(
+        crops,
+        family.encode_images(logging.tqdm([crop.pixels for crop in crops], desc="Encoding photos", leave=False)),
+        templates,
+        captions,
+        placeholder,
+        family.scheduler.config.num_train_timesteps,
+        config.seed,
+        bool(config.zero_pad),
+    )
+
+
+def _check_prompts(encoder: TextEncoder, placeholder: str, prompts: Sequence[str], length: int) -> None:
+    """Check that all tokens of a placeholder fit into the tokenizer's window in each prompt: else they would learn nothing."""
+    own = set(encoder.token_ids(placeholder))
+    for prompt in prompts:
+        ids = encoder.tokenizer(prompt.replace("{}", placeholder), truncation=True, max_length=length).input_ids
+        if not own <= set(ids):
+            raise ValueError(
+                f"In {prompt!r} the placeholder comes after {length} tokens, where the prompt is cut off: shorten it, or put "
+                "the placeholder closer to the beginning."
+            )

@@ -21,17 +21,17 @@ from .samples import TrainingSamples
 
 
 class TrainableRows(nn.Module):
-    """`scale · direction` for a concept's ids, in float32 whatever the encoder's dtype.
-
-    PEFT's `TrainableTokens` was rejected: it trains the sum of row and delta in the encoder's dtype, replaces the embedding
-    module, which breaks Gemma's scaling by √d, and needs the table to be resized first.
+    """Trainable rows `scale · direction` for a concept's ids, in float32 in any encoder.
 
     Args:
         ids: the concept's token ids, n of them.
-        direction: (n, d) float32, the trained parameter; for classic textual inversion the raw row.
-        scale: (n,) float32; ones for classic textual inversion.
-        train_magnitude: also train a factor on the scale, by its logarithm, (n, 1), which keeps it positive.
+        direction: the trained parameter, (n, d) float32; for classic textual inversion the raw rows.
+        scale: the norms, (n,) float32; ones for classic textual inversion.
+        train_magnitude: also train a factor on each norm. Its logarithm is trained, (n, 1), which keeps it positive.
     """
+
+    # Not PEFT's `TrainableTokens`: it trains the sum of row and delta in the encoder's dtype, replaces the embedding module,
+    # which breaks Gemma's scaling by √d, and needs the table to be resized first.
 
     ids: Tensor
     initial_scale: Tensor

@@ -1,78 +1,77 @@
-"""`DTITrainer`: from a few photos to a token, on any family, by any method."""
+"""`DTITrainer`: from a few photos to a concept, on any family, by any method."""
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from diffusers.utils import logging
 from PIL import Image
 
 from ..concept import publish
 from ..concept.inversion import DirectionalInversion
-from ..concept.methods import METHODS
-from ..data.images import ImageInput, Photo, load_photos
+from ..data.images import Photo
 from ..families import find_family
 from ..pipeline import loading, vocabulary
-from ..pipeline.offload import offload_disabled
-from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
-from ..pipeline.vocabulary import word_rows
+from ..pipeline.protocols import Pipeline
+from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
-from .adapter import Adapter
+from .adapter import Adapter, check_adapter, component_of
 from .config import DTIConfig
+from .crops import check_resolution
 from .distributed import processes
 from .frozen import frozen, gradient_checkpointing
-from .initializer import contextual_rows
+from .initializer import initial_concept, initializer_of
 from .loop import Loop
-from .samples import MAX_ZEROS, OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples, make_crops
+from .metadata import concept_metadata
+from .photos import Captions, Images, Masks, photos_by_placeholder
+from .samples import prepare_samples
 from .trainable import TrainableConcept
 
-logger = logging.get_logger(__name__)
-
-# what does not change the result, and so may differ where a run goes on, and is no part of a concept's metadata
-BESIDE_THE_POINT = (
-    "output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
-    "validation_steps", "report_to", "gradient_checkpointing",
-)  # fmt: skip
-
-Images = ImageInput | Sequence[ImageInput] | Any
+Callback = Callable[["DTITrainer", int], object]
 
 
 class DTITrainer:
-    """Learns concepts in the text encoders of a pipeline.
+    """Learn concepts in the text encoders of a pipeline.
+
+    Under `accelerate launch` every process calls `fit`, with a pipeline on its own device; the first process writes.
 
     Args:
         pipe: a pipeline of a supported family, on the device and in the dtype to train with.
-        config: settings; `overrides` replace single ones.
+        config: the settings.
+        overrides: single settings, which replace those of `config`.
+
+    Attributes:
+        config: the settings with all defaults filled in.
+        history: after `fit`, also an interrupted one, the entries of the log: a dict every 10 steps.
+        validation_images: the validation images, by step.
+        inversions: the learned concepts, by placeholder.
+        adapter: the adapter trained with them. After a complete run it is active until `pipe.unload_lora_weights()`.
 
     Raises:
-        ValueError: for settings that cannot be, or a pipeline of no supported family.
+        ValueError: if settings contradict each other or do not fit the pipeline, or the pipeline's family is not supported.
 
-    After `fit`, also after an interruption, `history` is what the log file gets, a dict every 10 steps; `validation_images`
-    are the pictures on the way, by step; `inversion` is the result, `inversions` those of several tokens; `adapter` is what
-    was trained together with them, after a whole run active in the pipeline until `pipe.unload_lora_weights()`.
+    Example:
 
-    Under `accelerate launch` every process calls `fit`, with a pipeline on its own device; the first one writes.
+        ```py
+        >>> from diffusers import DiffusionPipeline
+        >>> from diffusers_dti import DTITrainer
+
+        >>> pipe = DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0").to("cuda")
+        >>> trainer = DTITrainer(pipe, placeholder_token="<dog>", initializer_token="dog")
+        >>> dog = trainer.fit("photos/dog")
+        >>> image = pipe("a <dog> on the beach").images[0]
+        ```
     """
 
-    def __init__(self, pipe: Any, config: DTIConfig | None = None, **overrides: Any):
+    def __init__(self, pipe: Pipeline, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = find_family(pipe)
-        self._given = replace(config or DTIConfig(), **overrides)
-        self.config = self._given.resolved(self.family)
+        self.config = replace(config or DTIConfig(), **overrides).resolve(self.family)
         if self.config.adapter is not None:
-            Adapter.check(pipe, self._denoiser)
+            check_adapter(self.family)
         if self.config.validation_prompt:
             validation.check(pipe)
-        if self.config.resolution % (side := self.family.resolution_step):
-            raise ValueError(
-                f"This pipeline needs a resolution that is a multiple of {side}, got {self.config.resolution}: "
-                f"{max(self.config.resolution // side, 1) * side} would do."
-            )
+        check_resolution(self.config.resolution, self.family.resolution_step)
         self.history: list[dict[str, float]] = []
         self.validation_images: dict[int, list[Image.Image]] = {}
         self.inversions: dict[str, DirectionalInversion] = {}
@@ -80,208 +79,172 @@ class DTITrainer:
 
     @property
     def inversion(self) -> DirectionalInversion | None:
-        """The learned concept; the first one of several, None before `fit`."""
+        """The learned concept, or the first one of several; None before `fit`."""
         return next(iter(self.inversions.values()), None)
+
+    @overload
+    def fit(
+        self,
+        images: Mapping[str, Images],
+        captions: None = None,
+        masks: None = None,
+        callback_on_step_end: Callback | None = None,
+    ) -> dict[str, DirectionalInversion]: ...
+
+    @overload
+    def fit(
+        self,
+        images: Images,
+        captions: Captions | None = None,
+        masks: Masks | None = None,
+        callback_on_step_end: Callback | None = None,
+    ) -> DirectionalInversion: ...
 
     def fit(
         self,
         images: Images | Mapping[str, Images],
-        captions: Sequence[str | None] | None = None,
-        masks: Sequence[ImageInput | None] | None = None,
-        callback_on_step_end: Callable[["DTITrainer", int], None] | None = None,
+        captions: Captions | None = None,
+        masks: Masks | None = None,
+        callback_on_step_end: Callback | None = None,
     ) -> DirectionalInversion | dict[str, DirectionalInversion]:
-        """Train on photos, and leave the pipeline ready to use the token and otherwise as it was.
+        """Train on photos. Afterwards the pipeline can use the concept, and is otherwise as it was.
+
+        If training fails or is interrupted, the pipeline is as it was before.
 
         Args:
-            images: 3 to 6 photos: a folder, a list of files or pictures, or a `datasets.Dataset`. A mapping from placeholder
-                to photos trains several tokens at once, each on its own photos; `initializer_token` may be a mapping too.
-            captions: a text for each photo with "{}" for the placeholder; None for templates. By default `.txt` files beside
-                the photos, or the data set's column.
-            masks: a picture for each photo, white where the subject is: the loss counts there alone. By default a photo's
-                own transparency.
-            callback_on_step_end: called after every step with the trainer and the number of steps done.
+            images: 3 to 6 photos: a folder, a list of files or images, or a `datasets.Dataset`. A mapping from placeholder to
+                photos trains several concepts at once, each on its own photos; `initializer_token` may be a mapping as well.
+            captions: a text for each photo with "{}" for the placeholder, or None to use templates. By default the `.txt`
+                files next to the photos, or the data set's column.
+            masks: an image for each photo, white where the subject is: the loss counts only there. By default a photo's own
+                transparency.
+            callback_on_step_end: a function to call after every step, with the trainer and the number of steps done.
 
         Returns:
-            The learned concept, or a dict of them by placeholder; loaded in the pipeline, and saved in `output_dir`.
+            The learned concept, or for a mapping a dict of them by placeholder. They are loaded in the pipeline, and saved in
+            `output_dir` if there is one.
 
         Raises:
-            ValueError, OSError: for photos, captions or a placeholder that cannot be used; nothing has changed then.
+            ValueError: if photos, captions, masks or a placeholder cannot be used, or a checkpoint is from another run.
+            OSError: if a file cannot be read or written.
+
+        Example:
+
+            ```py
+            >>> trainer = DTITrainer(pipe, placeholder_token="<rex>", initializer_token="dog", output_dir="out/rex")
+            >>> rex = trainer.fit("photos/dog")
+            >>> rex.placeholder_token, rex.num_vectors
+            ('<rex>', 1)
+            ```
+
+            Several concepts at once:
+
+            ```py
+            >>> trainer = DTITrainer(pipe, initializer_token={"<cat>": "cat", "<toy>": "toy"})
+            >>> list(trainer.fit({"<cat>": "photos/dog", "<toy>": "photos/dog"}))
+            ['<cat>', '<toy>']
+            ```
         """
-        if isinstance(images, Mapping):
-            if captions is not None or masks is not None:
-                raise ValueError("With several tokens captions are `.txt` files or a column, and masks are the photos' own.")
-            self._check_words(images)
-            photos = {word: load_photos(own) for word, own in images.items()}
-        else:
-            photos = {self._placeholder(): load_photos(images, captions, masks)}
+        photos = photos_by_placeholder(self.config, images, captions, masks)
         if self.config.adapter is not None:
-            Adapter.check(self.pipe, self._denoiser)
-        initial = {word: self._initial(word) for word in photos}
-        adapter, loaded = None, []
+            check_adapter(self.family)
+        self._train(photos, callback_on_step_end)
+        if self.config.output_dir is not None and processes().is_main_process:
+            self.save_pretrained(self.config.output_dir)
+        if isinstance(images, Mapping):
+            return dict(self.inversions)
+        return next(iter(self.inversions.values()))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Save what was learned, with its adapter as `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads.
+
+        Args:
+            save_directory: the folder for one concept. Several concepts get a folder each inside, named after their
+                placeholders.
+
+        Raises:
+            OSError: if the files cannot be written.
+
+        Example:
+
+            ```py
+            >>> trainer = DTITrainer(pipe, placeholder_token="<bear>", initializer_token="toy")
+            >>> bear = trainer.fit("photos/dog")
+            >>> trainer.save_pretrained("out/bear")
+            ```
+        """
+        if self.adapter is not None:  # first, so that a folder with a concept in it is complete
+            self.adapter.save(save_directory)
+        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
+
+    def plot(self, path: str | Path) -> None:
+        """Plot loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`).
+
+        Args:
+            path: the image file to write.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        validation.plot(self.history, path)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push the learned concept and its adapter, by default with the last validation images as samples.
+
+        Args:
+            repo_id: the repository, such as "user/dti-dog".
+            kwargs: the arguments of `DirectionalInversion.push_to_hub`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: before `fit`, or if several concepts were trained.
+            OSError: if the Hub cannot be reached or refuses the push.
+        """
+        if len(self.inversions) != 1:
+            raise ValueError("Exactly one concept can be pushed: call `fit` first, and push several concepts one by one.")
+        ((placeholder, concept),) = self.inversions.items()
+        given = self.config.validation_prompt
+        if given and self.validation_images and kwargs.get("images") is None:
+            prompts = [prompt.replace("{}", placeholder) for prompt in validation.as_list(given)]
+            kwargs["images"] = list(zip(prompts, self.validation_images[max(self.validation_images)]))
+        angle = self.history[-1]["angle"] if self.history else None
+        return publish.push(concept, repo_id, adapter=self.adapter, angle=angle, **kwargs)
+
+    def metadata(self, placeholder: str) -> dict[str, Any]:
+        """Return the metadata that the files of a concept will have."""
+        return concept_metadata(self.family, self.config, placeholder, initializer_of(self.config, placeholder))
+
+    def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
+        """Load the concepts, train them, and write their rows. If anything fails, unload them."""
+        c, encoders = self.config, find_text_encoders(self.pipe)
+        initial = {word: initial_concept(self.family, c, word) for word in photos}
+        adapter: Adapter | None = None
+        loaded: list[str] = []
         try:
             for word, concept in initial.items():
-                loading.inject(self.pipe, concept, self.config.pooling, reuse_existing=False)
+                loading.inject(self.pipe, concept, c.pooling, reuse_existing=False)
                 loaded.append(word)
-            with (
-                frozen(self.pipe),
-                gradient_checkpointing(self.family.present_denoisers().values(), self.config.gradient_checkpointing),
-            ):
-                concepts = [self._trainable(initial[word], photos[word]) for word in photos]
-                if self.config.adapter is not None:
-                    name = "-".join(photos)
-                    adapter = Adapter(
-                        self.pipe, self._denoiser, self.config.adapter, self.config.adapter_rank, name, self.config.seed
-                    )
-                on_step = None if callback_on_step_end is None else lambda step: callback_on_step_end(self, step)
-                loop = Loop(self.family, self.config, concepts, adapter, on_step)
+            denoisers = self.family.present_denoisers().values()
+            with frozen(self.pipe), gradient_checkpointing(denoisers, c.gradient_checkpointing):
+                concepts = []
+                for word, start in initial.items():
+                    samples = prepare_samples(self.family, c, encoders, word, photos[word])
+                    concepts.append(TrainableConcept.start(start, samples, encoders, c.raw, c.train_magnitude))
+                if c.adapter is not None:
+                    component, name = component_of(self.family), "-".join(initial)
+                    adapter = Adapter(self.pipe, component, c.adapter, c.adapter_rank, name, c.seed)
+                on_step = None if callback is None else lambda step: callback(self, step)
+                loop = Loop(self.family, c, concepts, adapter, on_step)
                 self.history, self.validation_images = loop.log.history, loop.log.images
-                self.inversions, self.adapter = loop.inversions, adapter
-                try:
-                    loop.run()
-                finally:
-                    if adapter is not None:
-                        adapter.keep()
-                        adapter.train(False)
-                for concept in concepts:
-                    for encoder in self._encoders().values():
-                        vocabulary.set_rows(encoder, self.inversions[concept.placeholder_token])
+                self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
+                loop.run()
+                for encoder in encoders.values():
+                    for inversion in self.inversions.values():
+                        vocabulary.set_rows(encoder, inversion)
         except BaseException:
             loading.unload_directional_inversion(self.pipe, loaded)
             if adapter is not None:
                 adapter.remove()
             raise
-        if self.config.output_dir is not None and processes().is_main_process:
-            self.save_pretrained(self.config.output_dir)
-        return dict(self.inversions) if isinstance(images, Mapping) else self.inversion
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write what was learned: a concept into the folder, several into a folder each; and beside them the adapter, as
-        `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads."""
-        if self.adapter is not None:  # first, so that a folder with the concept in it is whole
-            self.adapter.save(save_directory)
-        checkpoint.save_concepts(save_directory, list(self.inversions.values()))
-
-    def plot(self, path: str | Path) -> None:
-        """Draw loss, angle and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`)."""
-        validation.plot(self.history, path)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push the learned concept and its adapter, by default with the last validation pictures as samples.
-
-        Arguments, result and errors are those of `DirectionalInversion.push_to_hub`.
-        """
-        if len(self.inversions) != 1:
-            raise ValueError("There is no one concept to push: call `fit` first, and push several concepts one by one.")
-        if self.validation_images and kwargs.get("images") is None:
-            given = self.config.validation_prompt
-            prompts = [p.replace("{}", *self.inversions) for p in ([given] if isinstance(given, str) else given)]
-            kwargs["images"] = list(zip(prompts, self.validation_images[max(self.validation_images)]))
-        angle = self.history[-1]["angle"] if self.history else None
-        return publish.push(self.inversion, repo_id, adapter=self.adapter, angle=angle, **kwargs)
-
-    # -------------------------------------------------------------------------------------------------------- the start
-    def _encoders(self) -> dict[str, TextEncoder]:
-        return find_text_encoders(self.pipe)
-
-    def _placeholder(self) -> str:
-        missing = [n for n in ("placeholder_token", "initializer_token") if getattr(self._given, n) is None]
-        if missing:
-            logger.warning(
-                f"No {' or '.join(missing)} given. A name of your own is how prompts call the concept, and a word for what the "
-                'photos show, such as "dog", gives training a start that is near its end.'
-            )
-        return self.config.placeholder_token or "<concept>"
-
-    def _check_words(self, images: Mapping[str, Images]) -> None:
-        """Whether a mapping's keys are the placeholders that the settings are for."""
-        given = self.config.initializer_token
-        others = sorted(given.keys() - images.keys()) if isinstance(given, Mapping) else []
-        if not images or others or self.config.placeholder_token is not None:
-            raise ValueError(
-                "A mapping is from placeholders to photos: it needs one or more of them, and neither `placeholder_token` nor "
-                f"initializers for other words ({', '.join(others) or 'none here'}). Of a data set's splits, give one."
-            )
-
-    def _initializer(self, word: str) -> str | DirectionalInversion:
-        given = self.config.initializer_token
-        return (given.get(word) if isinstance(given, Mapping) else given) or self.config.learnable_property
-
-    @property
-    def _denoiser(self) -> str:
-        """The model that an adapter is trained in."""
-        present = list(self.family.present_denoisers())
-        if len(present) > 1:
-            raise ValueError(f"An adapter is trained in one model, and {type(self.pipe).__name__} has {' and '.join(present)}.")
-        return present[0]
-
-    def _initial(self, word: str) -> DirectionalInversion:
-        """The initializer's directions, at the scale that the method starts from."""
-        c, encoders = self.config, self._encoders()
-        if METHODS[c.method].contextual_start:
-            with frozen(self.pipe):
-                rows = contextual_rows(encoders, self._initializer(word), c.num_vectors)
-        else:
-            rows = word_rows(encoders, self._initializer(word), c.num_vectors)
-        initial = DirectionalInversion.from_embeddings(word, rows, self.metadata(word))
-        if c.raw or c.token_scale == "initializer":
-            return initial
-        with ExitStack() as stack:
-            for encoder in encoders.values():
-                stack.enter_context(offload_disabled(encoder.model))
-            scaled = rescale(encoders, initial, c.token_scale)
-        return replace(scaled, metadata=initial.metadata)
-
-    def _settings(self, placeholder_token: str) -> dict[str, Any]:
-        """What decides the result, as JSON values."""
-        c, initializer = self.config, self._initializer(placeholder_token)
-        if isinstance(initializer, DirectionalInversion):
-            initializer = initializer.placeholder_token
-        own = {"placeholder_token": placeholder_token, "initializer_token": initializer}
-        settings = {k: v for k, v in asdict(replace(c, initializer_token=None)).items() if k not in BESIDE_THE_POINT}
-        return json.loads(json.dumps(settings | own))
-
-    def metadata(self, word: str) -> dict[str, Any]:
-        """What a concept's files will say of it."""
-        c, settings = self.config, self._settings(word)
-        base = self.pipe.config.get("_name_or_path") or ""
-        return {
-            "initializer": settings["initializer_token"],
-            "base_model": Path(base).name if os.path.isdir(base) else base,  # a local path is nobody else's business
-            "family": self.family.name,
-            "method": c.method,
-            "scale_rule": "learned" if c.raw or c.train_magnitude else c.token_scale,
-            "pooling": c.pooling,
-            "training": settings,
-            "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
-        }
-
-    def _trainable(self, initial: DirectionalInversion, photos: Sequence[Photo]) -> TrainableConcept:
-        c, family = self.config, self.family
-        templates = c.templates or (STYLE_TEMPLATES if c.learnable_property == "style" else OBJECT_TEMPLATES)
-        captions = [photo.caption for photo in photos]
-        self._check_prompts(initial.placeholder_token, [*templates, *filter(None, captions)])
-        crops = make_crops(photos, c.resolution, c.crops_per_image, c.seed, c.random_flip)
-        samples = TrainingSamples(
-            crops,
-            family.encode_images(logging.tqdm([x.pixels for x in crops], desc="Encoding photos", leave=False)),
-            templates,
-            captions,
-            initial.placeholder_token,
-            family.scheduler.config.num_train_timesteps,
-            c.seed,
-            c.zero_pad,
-        )
-        return TrainableConcept.start(initial, samples, self._encoders(), c.raw, c.train_magnitude)
-
-    def _check_prompts(self, word: str, prompts: Sequence[str]) -> None:
-        """Whether the whole token fits into the tokenizer's window in each prompt: else it would learn nothing."""
-        for encoder in self._encoders().values():
-            own, tokenizer = set(encoder.token_ids(word)), encoder.tokenizer
-            length = min(self.family.text_length, tokenizer.model_max_length) - (MAX_ZEROS if self.config.zero_pad else 0)
-            for prompt in prompts:
-                ids = tokenizer(prompt.replace("{}", word), truncation=True, max_length=length).input_ids
-                if not own <= set(ids):
-                    raise ValueError(
-                        f"In {prompt!r} the placeholder comes after {length} tokens, where the prompt is "
-                        "cut: shorten it, or put the placeholder further in front."
-                    )

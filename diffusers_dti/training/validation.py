@@ -1,10 +1,9 @@
-"""Pictures on the way: the same prompts and seeds every so many steps, kept as a strip, and curves of the figures."""
+"""Validation images during training: the same prompts and seeds every so many steps, kept as a strip; and curves."""
 
 import copy
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ModularPipeline
@@ -12,39 +11,45 @@ from PIL import Image
 
 from ..families.base import Family
 from ..figures import SheetRow, figure_class, paint_sheet
+from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 
 
+def as_list(prompts: str | Sequence[str]) -> list[str]:
+    """Return one prompt or several as a list."""
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
 def generate(family: Family, prompts: Sequence[str], resolution: int, seed: int) -> list[Image.Image]:
-    """A picture of each prompt from its own seed; progress bar, scheduler and random state stay as they are."""
+    """Generate an image of each prompt from its own seed. Progress bar, scheduler and random state stay as they are."""
     pipe = family.pipe
     before, scheduler = getattr(pipe, "_progress_bar_config", {}), pipe.scheduler
     sides = {e.tokenizer: e.tokenizer.padding_side for e in find_text_encoders(pipe).values()}  # SANA's call sets it
     pipe.set_progress_bar_config(**{**before, "disable": True})
     pipe.scheduler = copy.deepcopy(scheduler)
+    images = []
     try:
-        return [
-            family.generate(prompt, resolution, torch.Generator("cpu").manual_seed(seed + i))
-            for i, prompt in enumerate(prompts)
-        ]
+        for i, prompt in enumerate(prompts):
+            images.append(family.generate(prompt, resolution, torch.Generator("cpu").manual_seed(seed + i)))
     finally:
         pipe._progress_bar_config, pipe.scheduler = before, scheduler
         for tokenizer, side in sides.items():
             tokenizer.padding_side = side
+    return images
 
 
-def check(pipe: Any) -> None:
-    """Whether pictures on the way can be drawn.
+def check(pipe: Pipeline) -> None:
+    """Check that a pipeline can generate validation images.
 
     Raises:
-        ValueError: for pipelines whose call needs more than a prompt.
+        ValueError: if the pipeline's call needs more than a prompt.
     """
     parameters = signature(pipe.__call__).parameters
     more = [n for n in ("image", "control_image", "video") if n in parameters]
     if more or isinstance(pipe, ModularPipeline):
         raise ValueError(
-            f"{type(pipe).__name__} draws from more than a prompt ({', '.join(more) or 'its blocks'}): leave "
-            "`validation_prompt` out, or train a text-to-image pipeline of the same components, which shares what is learned."
+            f"{type(pipe).__name__} generates from more than a prompt ({', '.join(more) or 'its blocks'}): leave out "
+            "`validation_prompt`, or train a text-to-image pipeline of the same components, which then has the concept as well."
         )
 
 

@@ -146,6 +146,27 @@ def test_the_adapter_joins_in_at_its_step(sdxl, photos):
     assert not states[2][up].any() and states[3][up].any() and not torch.equal(states[3][up], states[4][up])
 
 
+@pytest.mark.parametrize("rate", [1e-4, 3e-3])
+def test_the_adapter_learns_at_its_own_rate(sdxl, photos, rate):
+    """AdamW's first step is one rate long; neither `learning_rate` nor `scale_lr` plays a part."""
+    settings = SETTINGS | {"train_batch_size": 3, "learning_rate": 0.02, "adapter_learning_rate": rate}
+    trainer = DTITrainer(sdxl, **settings, adapter="lora", adapter_start_step=0, max_train_steps=1)
+    trainer.fit(photos)
+    moved = torch.cat([p.detach().abs().flatten() for name, p in trainer.adapter.parameters.items() if "lora_B" in name])
+    assert moved.max().item() == pytest.approx(rate, rel=1e-3)  # they start at zero
+    assert moved.median().item() == pytest.approx(rate, rel=0.1)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_the_umask_decides_who_may_read_the_adapter(sdxl, tmp_path, umask, mode, set_umask):
+    set_umask(umask)
+    adapter = Adapter(sdxl, "unet", "lora", 4, "<dog>", 0)
+    adapter.keep()
+    adapter.save(tmp_path / "new" / "folder")
+    (file,) = (tmp_path / "new" / "folder").iterdir()
+    assert file.name == FILE and file.stat().st_mode & 0o777 == mode
+
+
 def test_off_is_the_denoiser_without_it(sdxl):
     picture = generate(sdxl, "a dog")
     adapter = Adapter(sdxl, "unet", "lora", 4, "<dog>", 0)

@@ -1,13 +1,20 @@
 """Going on from a checkpoint is as if the run had never stopped."""
 
 import json
+import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from diffusers_dti import DirectionalInversion, DTITrainer
 from diffusers_dti.training import checkpoint
 
+REGRESSION = Path(__file__).parents[1] / "regression"
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
@@ -98,6 +105,37 @@ def test_another_runs_checkpoint_is_refused(sdxl, photos, tmp_path):
     assert checkpoint.find_checkpoint(tmp_path / "empty", "latest") is None
 
 
+def test_a_checkpoint_of_a_version_with_other_samples_is_refused(sdxl, tmp_path):
+    """The run of tests/regression/write.py: all its settings are the same."""
+    shutil.copytree(REGRESSION / "0.1.0.dev0" / "checkpoint-2", tmp_path / "checkpoint-2")
+    rng = random.Random(0)
+    photos = [Image.new("RGB", (16, 16), tuple(rng.randrange(256) for _ in "rgb")) for _ in range(2)]
+    settings = SETTINGS | {"train_batch_size": 1, "max_train_steps": 4, "output_dir": tmp_path}
+    with pytest.raises(ValueError, match=r"checkpoint-2 was written by another version .* other samples .* Start anew"):
+        DTITrainer(sdxl, **settings, resume_from_checkpoint="latest").fit(photos)
+    assert sdxl.directional_inversions == {} and [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert DirectionalInversion.from_pretrained(tmp_path / "checkpoint-2").placeholder_token == "<dog>"
+    anew = DTITrainer(sdxl, **settings)  # in the same folder
+    anew.fit(photos)
+    assert anew.history[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("version", [None, "1", "3"])
+def test_the_version_of_the_samples_is_compared(sdxl, photos, tmp_path, version):
+    settings = SETTINGS | {"max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 2}
+    DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    state = tmp_path / "checkpoint-2" / checkpoint.STATE
+    with safe_open(state, framework="pt") as f:
+        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    assert metadata.pop("samples_version") == "2"
+    save_file(tensors, state, metadata=metadata | ({} if version is None else {"samples_version": version}))
+    with pytest.raises(ValueError, match="another version"):
+        DTITrainer(sdxl, **settings, resume_from_checkpoint="latest").fit(photos)
+    save_file(tensors, state, metadata=metadata | {"samples_version": "2"})
+    DTITrainer(sdxl, **settings | {"max_train_steps": 3}, resume_from_checkpoint="latest").fit(photos)
+
+
 def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("no space left on device")
@@ -106,6 +144,19 @@ def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_the_umask_decides_who_may_read_a_checkpoint(sdxl, photos, tmp_path, umask, mode, set_umask):
+    """safetensors itself writes private files."""
+    set_umask(umask)
+    settings = SETTINGS | {"max_train_steps": 2, "checkpointing_steps": 2, "output_dir": tmp_path / "run"}
+    DTITrainer(sdxl, **settings, adapter="lora").fit(photos)
+    folder = tmp_path / "run" / "checkpoint-2"
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert len(files) == 8  # of the result and the checkpoint: two encoders, an adapter; and the state, and the log
+    assert {p.stat().st_mode & 0o777 for p in files} == {mode}
+    assert folder.stat().st_mode & 0o777 == mode | (0o100 if umask == 0o077 else 0o111)
 
 
 def test_the_log_is_of_one_run(sdxl, photos, tmp_path):

@@ -1,14 +1,24 @@
+"""The settings: what they default to, what they refuse, and what they say about themselves."""
+
+import inspect
+import re
+from dataclasses import fields
+from typing import get_type_hints
+
 import pytest
 
 from diffusers_dti import DTIConfig
+from diffusers_dti.concept.methods import METHODS, Method
+from diffusers_dti.families import FAMILIES
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL as SDXL
+from diffusers_dti.training.config import ResolvedConfig
 
 
 def test_the_family_fills_what_is_not_said():
-    config = DTIConfig(train_batch_size=2).resolved(SDXL)
+    config = DTIConfig(train_batch_size=2).resolve(SDXL)
     assert (config.resolution, config.max_train_steps, config.kappa) == (768, 400, 1e-4)
     assert config.train_batch_size == 2 and config.learning_rate == 0.01
-    assert DTIConfig(method="ti").resolved(SDXL).learning_rate == 0.005
+    assert DTIConfig(method="ti").resolve(SDXL).learning_rate == 0.005
 
 
 def test_methods_are_settings():
@@ -22,21 +32,29 @@ def test_methods_are_settings():
         ({"method": "dco", "max_train_steps": 9, "dco_beta": 0}, {"max_train_steps": 9, "dco_beta": 0, "adapter": "lora"}),
         ({"method": "ti", "adapter": "oft"}, {"adapter": "oft", "optimizer": "adamw", "max_train_steps": 400}),
     ):
-        config = DTIConfig(**settings).resolved(SDXL)
+        config = DTIConfig(**settings).resolve(SDXL)
         assert {k: getattr(config, k) for k in expected} == expected
 
 
 def test_the_effective_rate_is_the_authors():
-    assert DTIConfig().resolved(SDXL).effective_learning_rate == pytest.approx(0.04)
-    assert DTIConfig(gradient_accumulation_steps=2).resolved(SDXL).effective_learning_rate == pytest.approx(0.08)
-    assert DTIConfig(scale_lr=False).resolved(SDXL).effective_learning_rate == 0.01
+    assert DTIConfig().resolve(SDXL).effective_learning_rate == pytest.approx(0.04)
+    assert DTIConfig(gradient_accumulation_steps=2).resolve(SDXL).effective_learning_rate == pytest.approx(0.08)
+    assert DTIConfig(scale_lr=False).resolve(SDXL).effective_learning_rate == 0.01
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"method": "lora"}, "method must be one of dti, ti, crossinit, dco, oft, got 'lora'"),
-        ({"pooling": "mean"}, "pooling must be"),
+        ({"pooling": "mean"}, "pooling must be one of eos, legacy, got 'mean'"),
+        ({"method": None}, "method must be one of dti, .*, got None"),
+        ({"learnable_property": "face"}, "learnable_property must be one of object, style, got 'face'"),
+        (
+            {"token_scale": "median"},
+            "token_scale must be one of mean, min, max, initializer, or a positive number, got",
+        ),
+        ({"token_scale": 0.0}, "token_scale must be .* a positive number, got 0.0"),
+        ({"token_scale": float("nan")}, "token_scale must be .* a positive number, got nan"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be"),
         ({"max_train_steps": 0}, "max_train_steps must be at least 1, got 0"),
         ({"resolution": -1}, "resolution must be at least 1"),
@@ -47,12 +65,12 @@ def test_the_effective_rate_is_the_authors():
         ({"method": "ti", "optimizer": "rsgd"}, "trains raw rows"),
         ({"method": "crossinit", "train_magnitude": True}, "trains raw rows"),
         ({"reg_lambda": 1e-5}, "kappa"),
-        ({"dco_beta": 1000.0}, 'give adapter="lora"'),
+        ({"dco_beta": 1000.0}, 'use adapter="lora"'),
         ({"adapter_rank": 0}, "adapter_rank must be at least 1"),
         ({"dco_beta": -5.0, "adapter": "lora"}, "dco_beta must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
         ({"beta": 1.0}, "beta must be"),
-        ({"method": "oft", "adapter": "lora"}, "has an adapter of its own, oft"),
+        ({"method": "oft", "adapter": "lora"}, "has its own adapter, oft"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -62,4 +80,48 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_an_adapter_that_would_never_join_in():
     with pytest.raises(ValueError, match="join in at step 9, and there are only 9"):
-        DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolved(SDXL)
+        DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolve(SDXL)
+
+
+def test_every_setting_is_in_the_docstring_with_its_help():
+    doc = inspect.getdoc(DTIConfig)
+    args = doc.partition("Args:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^ {4}(\w+): ", args, re.M) == [f.name for f in fields(DTIConfig)]
+    words = " ".join(args.split())
+    for f in fields(DTIConfig):
+        assert f"{f.name}: {' '.join(f.metadata['help'].split())}." in words and "%" not in f.metadata["help"]
+    assert doc.endswith("```") and "Raises:" in doc and max(map(len, doc.splitlines())) <= 128
+
+
+def test_choices_can_be_read_from_the_fields():
+    choices = {f.name: f.metadata["choices"] for f in fields(DTIConfig) if "choices" in f.metadata}
+    assert choices.pop("method")() == ("dti", "ti", "crossinit", "dco", "oft")
+    assert choices == {
+        "optimizer": ("rsgd", "adamw"), "adapter": ("lora", "oft"), "learnable_property": ("object", "style"),
+        "pooling": ("eos", "legacy"), "mixed_precision": ("bf16",),
+    }  # fmt: skip
+
+
+def test_a_method_that_is_registered_later_is_a_choice(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method("made up", "nobody", {"learning_rate": 0.5}))
+    assert DTIConfig(method="mine").resolve(SDXL).learning_rate == 0.5
+    with pytest.raises(ValueError, match="dco, oft, mine, got 'other'"):
+        DTIConfig(method="other")
+
+
+def test_settings_that_do_not_affect_the_result():
+    """Any other one in a concept's metadata, or required to be the same when a run is resumed, would be a nuisance."""
+    assert [f.name for f in fields(DTIConfig) if not f.metadata["affects_result"]] == [
+        "gradient_checkpointing", "output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint",
+        "validation_prompt", "validation_steps", "report_to",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("method", METHODS)
+def test_resolved_settings_are_complete(family, method):
+    config = DTIConfig(method=method).resolve(family)
+    hints = get_type_hints(ResolvedConfig)
+    for name in ResolvedConfig.__annotations__:
+        assert getattr(config, name) is not None and type(None) not in getattr(hints[name], "__args__", ())
+    assert isinstance(config, ResolvedConfig) and config.resolve(family) == config

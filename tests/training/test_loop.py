@@ -7,7 +7,8 @@ import torch
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-from diffusers_dti.training.loop import MAGNITUDE_RATE
+from diffusers_dti.training.initializer import initial_concept
+from diffusers_dti.training.optimizers import MAGNITUDE_RATE
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "train_batch_size": 2}
 METHODS = {
@@ -20,11 +21,15 @@ METHODS = {
 }
 
 
+def initial_of(trainer):
+    return initial_concept(trainer.family, trainer.config, "<dog>")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_every_family(pipe, photos, name):
     settings = METHODS[name]
     trainer = DTITrainer(pipe, **SETTINGS, **settings, max_train_steps=2)
-    start = trainer._initial("<dog>")
+    start = initial_of(trainer)
     learned = trainer.fit(photos)
     for component, text_encoder in find_text_encoders(pipe).items():
         tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
@@ -41,7 +46,7 @@ def test_every_method_on_every_family(pipe, photos, name):
 
 
 def test_crossinit_starts_from_what_the_encoder_makes_of_the_word(pipe):
-    start = DTITrainer(pipe, **SETTINGS, method="crossinit")._initial("<dog>")
+    start = initial_of(DTITrainer(pipe, **SETTINGS, method="crossinit"))
     for component, text_encoder in find_text_encoders(pipe).items():
         tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         tokens = tokenizer("dog", return_tensors="pt")
@@ -54,7 +59,7 @@ def test_crossinit_starts_from_what_the_encoder_makes_of_the_word(pipe):
 def test_crossinit_pulls_to_its_start(sdxl, photos):
     """With nothing but a strong pull in it, the loss is the squared distance, as AdamW's first steps make it."""
     trainer = DTITrainer(sdxl, **SETTINGS, method="crossinit", reg_lambda=1e6, max_train_steps=10, learning_rate=0.01)
-    start = trainer._initial("<dog>")
+    start = initial_of(trainer)
     plain = DTITrainer(sdxl, **SETTINGS, method="crossinit", reg_lambda=0.0, max_train_steps=10, learning_rate=0.01)
     distances = []
     for t in (trainer, plain):
@@ -90,7 +95,7 @@ def test_the_pull_is_the_mean_square_per_encoder(sdxl, photos):
 def test_a_trained_magnitude_takes_adams_first_step(sdxl, photos):
     """Whatever the gradient's size, it is one rate long: here the factor's logarithm moves by rate x batch size."""
     trainer = DTITrainer(sdxl, **SETTINGS, train_magnitude=True, max_train_steps=1)
-    learned, start = trainer.fit(photos), trainer._initial("<cat>")
+    learned, start = trainer.fit(photos), initial_of(trainer)
     for component, scale in learned.scales.items():
         moved = (scale / start.scales[component]).log().abs()
         # a little less where the gradient is not large beside Adam's epsilon

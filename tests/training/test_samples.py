@@ -5,7 +5,8 @@ from PIL import Image
 
 from diffusers_dti.data.images import Photo
 from diffusers_dti.training import samples as samples_module
-from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, Crop, TrainingSamples, make_crops
+from diffusers_dti.training.crops import Crop, make_crops
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples
 
 
 def samples(photos=3, crops_of=lambda n: 1, templates=("a {}", "the {}"), captions=None, seed=0, masks=None, **more):
@@ -54,6 +55,29 @@ def test_every_round_shows_every_photo_once():
         assert sorted(w for _, w in batch.original_sizes) == [8, 9, 10, 11, 12]
 
 
+def orders(seed, rounds=8, photos=6):
+    widths = [w for _, w in samples(photos=photos, seed=seed).batch(0, rounds * photos, torch.device("cpu")).original_sizes]
+    return [tuple(widths[i : i + photos]) for i in range(0, len(widths), photos)]
+
+
+def test_rounds_differ_in_their_order():
+    assert len(set(orders(0))) == 8 and orders(0) == orders(0)
+    assert not set(orders(0)) & set(orders(1))  # 16 of 720 orders
+
+
+def test_no_two_draws_share_a_generator(monkeypatch):
+    """A round's order, say, with the noise of the sample of the same number."""
+    seeds, original = [], samples_module.seeded_generator
+    monkeypatch.setattr(samples_module, "seeded_generator", lambda *numbers: seeds.append(numbers) or original(*numbers))
+    made = samples(photos=3)
+    for k in range(12):
+        made.batch(k, 1, torch.device("cpu"))
+    rounds, numbers = seeds[::2], seeds[1::2]  # each sample draws its round's order, and then its own
+    assert len(set(rounds)) == 4 and len(set(numbers)) == 12 and not set(rounds) & set(numbers)
+    states = {bytes(original(*n).get_state().numpy()) for n in seeds}
+    assert len(states) == 16
+
+
 def test_draws_have_the_right_distribution():
     made = samples(photos=1)
     batch = made.batch(0, 4000, torch.device("cpu"))
@@ -100,6 +124,17 @@ def test_square_photos_have_one_crop_others_several():
         assert crop.original_size == (30, 60) and top == 0 and 0 <= left <= 16
         assert torch.allclose(crop.pixels, resized[:, left : left + 16].permute(2, 0, 1), atol=1e-6)
     assert len({c.corner for c in crops[1:]}) > 3
+
+
+def test_crops_depend_on_the_seed_and_the_photos_number():
+    photo = Photo(Image.new("RGB", (400, 16)))
+    corners = {}
+    for seed in (0, 1):
+        for crop in make_crops([photo, photo], 16, 8, seed):
+            corners.setdefault((seed, crop.photo), []).append(crop.corner)
+    assert len(corners) == 4 == len({tuple(c) for c in corners.values()})
+    again = [crop.corner for crop in make_crops([photo, photo], 16, 8, 1) if crop.photo == 1]
+    assert again == corners[1, 1]
 
 
 def test_mirrored_crops():

@@ -3,7 +3,6 @@
 import json
 import math
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +10,18 @@ from helpers import differing, everything, same, states, written_method
 from PIL import Image
 from tiny_pipelines import build_sdxl, generate
 
-import diffusers_dti.training.trainer
 from diffusers_dti import DirectionalInversion, DTIConfig, DTITrainer
 from diffusers_dti.data.images import Photo
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-from diffusers_dti.training.samples import TrainingSamples
+from diffusers_dti.training.crops import make_crops
+from diffusers_dti.training.initializer import initial_concept
+from diffusers_dti.training.samples import OBJECT_TEMPLATES, TrainingSamples
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
 def initial_of(trainer):
-    return trainer._initial("<dog>")
+    return initial_concept(trainer.family, trainer.config, "<dog>")
 
 
 def test_fit_learns_loads_and_leaves_the_rest_as_it_was(sdxl, photos):
@@ -52,11 +52,9 @@ def test_training_is_the_written_method(sdxl, photos):
     trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=steps, pooling="legacy", kappa=1e-3)
     c, family = trainer.config, trainer.family
     initial = initial_of(trainer)
-    crops = diffusers_dti.training.trainer.make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
+    crops = make_crops([Photo(p) for p in photos], 16, c.crops_per_image, c.seed)
     encoded = family.encode_images([x.pixels for x in crops])
-    samples = TrainingSamples(
-        crops, encoded, diffusers_dti.training.trainer.OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed
-    )
+    samples = TrainingSamples(crops, encoded, OBJECT_TEMPLATES, [None] * 3, "<dog>", 1000, c.seed)
     sdxl.load_directional_inversion(initial, pooling="legacy")
     pairs = find_text_encoders(sdxl)
     widths = [initial.directions[n].shape[1] for n in pairs]
@@ -239,7 +237,7 @@ def test_nothing_of_this_machine_is_in_the_file(sdxl, photos, tmp_path):
 
 
 def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
-    from diffusers_dti.training.trainer import logger
+    from diffusers_dti.training.photos import logger
 
     logger.addHandler(caplog.handler)
     try:
@@ -293,7 +291,7 @@ def test_unknown_settings_and_pipelines_are_refused(sdxl):
         DTITrainer(sdxl, resolution=15)
     with pytest.raises(TypeError, match="learning_rat"):
         DTITrainer(sdxl, learning_rat=1)
-    with pytest.raises(ValueError, match="no one concept to push"):
+    with pytest.raises(ValueError, match="Exactly one concept can be pushed"):
         DTITrainer(sdxl, DTIConfig(placeholder_token="<a>", initializer_token="dog")).push_to_hub("user/dog")
 
 
@@ -322,7 +320,7 @@ def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
         for component, v in alone.directions.items():
             torch.testing.assert_close(learned[word].directions[component], v, rtol=0, atol=1e-5)
             assert torch.equal(resumed[word].directions[component], learned[word].directions[component])
-    with pytest.raises(ValueError, match="With several tokens"):
+    with pytest.raises(ValueError, match="With several concepts"):
         DTITrainer(sdxl, **common).fit(own, captions=["a {}"])
 
 
@@ -335,21 +333,18 @@ def test_several_tokens_in_one_fit(sdxl, photos, tmp_path):
     ],
 )
 def test_mappings_that_do_not_fit_the_settings(sdxl, photos, settings, words):
-    with pytest.raises(ValueError, match="A mapping is from placeholders to photos"):
+    with pytest.raises(ValueError, match="A mapping goes from placeholders to photos"):
         DTITrainer(sdxl, resolution=16, **settings).fit(dict.fromkeys(words, photos))
 
 
-def test_a_tracker_that_fails_costs_no_result(sdxl, photos, monkeypatch):
-    import accelerate
+def test_a_tracker_that_fails_costs_no_result(sdxl, photos, tmp_path, monkeypatch):
+    from accelerate.tracking import TensorBoardTracker
 
-    def fail(self):
+    def offline(self):
         raise RuntimeError("offline")
 
-    monkeypatch.setattr(accelerate.Accelerator, "trackers", [SimpleNamespace(finish=lambda: fail(None))], raising=False)
-    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=2, report_to="tensorboard")
-    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda *a: None)
-    monkeypatch.setattr(accelerate.Accelerator, "__init__", lambda *a, **k: None)
-    monkeypatch.setattr(accelerate.Accelerator, "log", lambda *a, **k: None)
+    monkeypatch.setattr(TensorBoardTracker, "finish", offline)
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=2, report_to="tensorboard", output_dir=tmp_path)
     assert trainer.fit(photos) is trainer.inversion is sdxl.directional_inversions["<dog>"]
 
 
@@ -373,35 +368,15 @@ def test_training_starts_from_a_concept(sdxl, photos, concept):
     assert learned.metadata["initializer"] == "<rex>"
 
 
-def test_callbacks_checkpointing_and_trackers(sdxl, photos, tmp_path, monkeypatch):
-    import accelerate
-
+def test_callbacks_and_gradient_checkpointing(sdxl, photos):
     plain = DTITrainer(sdxl, **SETTINGS, max_train_steps=3).fit(photos)
     sdxl.unload_directional_inversion()
-    seen, tracked = [], []
-
-    class Tracking:
-        def __init__(self, log_with, project_dir):
-            tracked.append(log_with)
-
-        def init_trackers(self, name, config):
-            tracked.append((name, config["initializer_token"]))
-
-        def log(self, values, step):
-            tracked.append((sorted(values), step))
-
-        @property
-        def trackers(self):
-            return [SimpleNamespace(finish=lambda: tracked.append("end"))]
-
-    monkeypatch.setattr(accelerate, "Accelerator", Tracking)
-    settings = SETTINGS | {"max_train_steps": 3, "gradient_checkpointing": True, "report_to": "tensorboard"}
-    trainer = DTITrainer(sdxl, **settings)
+    seen = []
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=3, gradient_checkpointing=True)
     learned = trainer.fit(
         photos, callback_on_step_end=lambda t, step: seen.append((t, step, t.pipe.unet.is_gradient_checkpointing))
     )
     assert seen == [(trainer, i, True) for i in (1, 2, 3)] and not sdxl.unet.is_gradient_checkpointing
-    assert tracked == ["tensorboard", ("diffusers-dti", "dog"), (["angle", "loss", "norm"], 3), "end"]
     for component, v in plain.directions.items():
         torch.testing.assert_close(learned.directions[component], v, rtol=0, atol=1e-6)
 
@@ -416,6 +391,8 @@ def test_tensorboard(sdxl, photos, tmp_path):
         p for p in tmp_path.rglob("events.out.tfevents.*") if p.stat().st_size > 0 and p.parent.name == "diffusers-dti"
     )
     read = EventAccumulator(str(events)).Reload()
+    (settings,) = tmp_path.rglob("hparams.yml")
+    assert "initializer_token: dog" in settings.read_text()
     for name in ("loss", "angle", "norm"):
         logged = [(e.step, pytest.approx(e.value)) for e in read.Scalars(name)]
         assert [(x["step"], x[name]) for x in trainer.history] == logged

@@ -90,5 +90,5 @@ def test_pipelines_that_need_more_than_a_prompt_are_told_of_at_once(sdxl, wan):
         parts = {k: v for k, v in base.components.items() if k != "transformer_2"}
         other = pipe(**parts)
         DTITrainer(other, **SETTINGS)
-        with pytest.raises(ValueError, match=f"{pipe.__name__} draws from more than a prompt .*leave `validation_prompt` out"):
+        with pytest.raises(ValueError, match=f"{pipe.__name__} generates from more than a prompt .*leave out"):
             DTITrainer(other, **SETTINGS, validation_prompt="a {}")

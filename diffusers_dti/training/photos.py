@@ -1,0 +1,71 @@
+"""The photos of a run, by the placeholder of the concept that they show."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from diffusers.utils import logging
+
+from ..data.images import ImageInput, Photo, load_photos
+from .config import ResolvedConfig
+
+logger = logging.get_logger(__name__)
+
+
+class ImageDataset(Protocol):
+    """A `datasets.Dataset` with a column "image"."""
+
+    @property
+    def column_names(self) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Images = ImageInput | Sequence[ImageInput] | ImageDataset
+Captions = Sequence[str | None]
+Masks = Sequence[ImageInput | None]
+
+
+def photos_by_placeholder(
+    config: ResolvedConfig,
+    images: Images | Mapping[str, Images],
+    captions: Captions | None,
+    masks: Masks | None,
+) -> dict[str, list[Photo]]:
+    """Load the photos of each concept.
+
+    Args:
+        config: the settings of the run.
+        images, captions, masks: see `DTITrainer.fit`.
+
+    Raises:
+        ValueError: if photos, captions or masks do not fit together, or a mapping does not fit the settings.
+        OSError: if a file is not an image.
+    """
+    if not isinstance(images, Mapping):
+        return {_single_placeholder(config): load_photos(images, captions, masks)}
+    if captions is not None or masks is not None:
+        raise ValueError("With several concepts, captions are `.txt` files or a column, and masks are the photos' own.")
+    _check_placeholders(config, images)
+    return {placeholder: load_photos(own) for placeholder, own in images.items()}
+
+
+def _single_placeholder(config: ResolvedConfig) -> str:
+    """Return the placeholder of the only concept, and warn about names that the user should choose."""
+    missing = [name for name in ("placeholder_token", "initializer_token") if getattr(config, name) is None]
+    if missing:
+        logger.warning(
+            f"No {' or '.join(missing)} given. Prompts call the concept by its placeholder, so choose one of your own. An "
+            'initializer, a word such as "dog" for what the photos show, lets training start close to its goal.'
+        )
+    return config.placeholder_token or "<concept>"
+
+
+def _check_placeholders(config: ResolvedConfig, images: Mapping[str, Images]) -> None:
+    """Check that the keys of a mapping are the placeholders that the settings are for."""
+    given = config.initializer_token
+    others = sorted(given.keys() - images.keys()) if isinstance(given, Mapping) else []
+    if not images or others or config.placeholder_token is not None:
+        raise ValueError(
+            "A mapping goes from placeholders to photos. It needs at least one placeholder, initializers for no other ones "
+            f"({', '.join(others) or 'none here'}), and no `placeholder_token`. To train on a `DatasetDict`, give one split."
+        )

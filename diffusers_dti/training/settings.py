@@ -1,0 +1,72 @@
+"""What a setting is: a dataclass field that carries its help, its choices and its limit.
+
+The check, the docstring and the command line read them from the field, so that each is written once.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import field, fields
+from typing import Any
+
+Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Choices | None = None,
+    at_least: int | None = None,
+    affects_result: bool = True,
+) -> Any:
+    """Declare a field of a configuration.
+
+    Args:
+        default: its default; with None as the default, None is always allowed.
+        help: what the docstring and `dti train --help` say about it.
+        choices: the values that it can have, or a function that returns them if they can grow.
+        at_least: the smallest number that it can be.
+        affects_result: whether another value trains another concept. Settings that do not are left out of the concept's
+            metadata, and may differ when a run is resumed.
+    """
+    metadata: dict[str, Any] = {"help": help, "affects_result": affects_result}
+    if choices is not None:
+        metadata["choices"] = choices
+    if at_least is not None:
+        metadata["at_least"] = at_least
+    return field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any) -> None:
+    """Check each field of a configuration by itself.
+
+    Raises:
+        ValueError: if a value is not one of the field's choices, or below its limit.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value is None and f.default is None:
+            continue
+        choices = f.metadata.get("choices")
+        if callable(choices):
+            choices = choices()
+        if choices is not None and value not in choices:
+            allowed = choices if f.default is not None else (None, *choices)
+            raise ValueError(f"{f.name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
+        limit = f.metadata.get("at_least")
+        if limit is not None and not value >= limit:  # not `value < limit`, which is False for NaN
+            raise ValueError(f"{f.name} must be at least {limit}, got {value}.")
+
+
+def document_settings(config_class: type) -> None:
+    """Write the help of all fields into the class docstring, below its line "Args:"."""
+    args = []
+    for f in fields(config_class):
+        text = f"{f.name}: {f.metadata['help']}."
+        args.append(textwrap.fill(text, 116, initial_indent=" " * 4, subsequent_indent=" " * 8))
+
+    def with_args(line: re.Match[str]) -> str:
+        return textwrap.indent("\n".join(["Args:", *args]), line["indent"])
+
+    config_class.__doc__ = re.sub(r"^(?P<indent> *)Args:$", with_args, config_class.__doc__ or "", count=1, flags=re.M)
