@@ -7,7 +7,10 @@ from . import formats, third_party
 from .inversion import DirectionalInversion
 from .source import read_stored
 
-PROGRAMS = ("diffusers", *third_party.FORMATS)
+
+def programs() -> tuple[str, ...]:
+    """Return the names of the programs that concepts can be written for."""
+    return ("diffusers", *third_party.FORMATS)
 
 
 def convert(
@@ -29,8 +32,8 @@ def convert(
     Raises:
         ValueError: where the source is no concept, or the program has no name for one of its encoders.
     """
-    if program not in PROGRAMS:
-        raise ValueError(f"Concepts can be written for {', '.join(PROGRAMS)}, not for {program!r}.")
+    if program not in programs():
+        raise ValueError(f"Concepts can be written for {', '.join(programs())}, not for {program!r}.")
     read, output = read_stored(source, placeholder_token, **read_kwargs), Path(output)
     if read.placeholder is None:
         raise ValueError(f"{source} names no placeholder: give one with `placeholder_token` (`--placeholder`).")
