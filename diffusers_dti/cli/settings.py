@@ -11,17 +11,16 @@ from dataclasses import Field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .. import DirectionalInversion, DTIConfig
+from .. import DirectionalInversion, DTIConfig, families
 from ..concept.methods import METHODS
-from ..families import FAMILIES
 from . import arguments
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field; one that is not given leaves no attribute in the parsed arguments."""
-    families = ", ".join(family.name for family in FAMILIES)
+    names = ", ".join(family.name for family in families.FAMILIES)
     group = parser.add_argument_group(
-        "settings", f"The fields of DTIConfig, by default the authors' settings for the model's family. Families: {families}."
+        "settings", f"The fields of DTIConfig, by default the authors' settings for the model's family. Families: {names}."
     )
     # the annotation of `initializer_token` names a class that the module imports for type checkers only
     types = get_type_hints(DTIConfig, localns={"DirectionalInversion": DirectionalInversion})
