@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +144,7 @@ def _plan(
     return plan
 
 
-def _write_results(result: Mapping[str, Any], scores: list[str], folder: Path) -> None:
+def _write_results(result: dict[str, Any], scores: list[str], folder: Path) -> None:
     """Write results.json and results.md, print the table, and plot results.png if both kinds of scores were computed."""
     from ..evaluation import summary
 
