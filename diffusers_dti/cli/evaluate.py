@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
         pipe = open_pipeline(args)
         for (run, subject), images in plan.items():
             protocol.generate(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
-    records: list[dict[str, Any]] = []
+    records = []
     for (run, subject), images in plan.items():
-        records += protocol.score(run, subject, images, metrics)
+        records.extend(protocol.score(run, subject, images, metrics))
     result = summary.summarise(records)
     _write_results(result, list(records[0]["scores"]), args.output_dir)
     return 0
