@@ -6,10 +6,10 @@ demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n auto
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 test-floor: .venv-floor/ready  # the oldest supported releases
-	.venv-floor/bin/python -m pytest -n auto
+	.venv-floor/bin/python -m pytest -n auto --dist loadgroup
 
 test-long: .venv/ready
 	.venv/bin/python -m pytest -m long

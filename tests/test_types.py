@@ -9,6 +9,7 @@ from typing_extensions import get_overloads
 
 import diffusers_dti
 
+pytestmark = pytest.mark.xdist_group("mypy")  # in one process: mypy runs once, and its cache has one writer
 ROOT = Path(__file__).parents[1]
 USER_CODE = {
     "the README": "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)),

@@ -50,6 +50,11 @@ def dti(*arguments):
     return main([str(a) for a in arguments])
 
 
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
 def test_help_costs_the_registration_and_nothing_more():
     script = (
         "import sys\n"
@@ -207,7 +212,7 @@ def test_generate(model, runs, tmp_path, capsys):
     assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns == times[1]
     assert dti(*command, "--token_scale", "max") == 0  # another picture
     assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns != times[1]
-    assert Image.open(tmp_path / "out" / "sheet.png").width > 2 * 192
+    assert size_of(tmp_path / "out" / "sheet.png")[0] > 2 * 192
 
 
 def test_a_batch_draws_what_its_pictures_would_be_alone(model, runs, tmp_path):
@@ -248,7 +253,7 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3 * 8 and "tom a cat on the beach" in calls
     assert "| dti@max | 16.000" in (tmp_path / "evaluation" / "results.md").read_text()
-    assert Image.open(tmp_path / "evaluation" / "results.png").width > 500
+    assert size_of(tmp_path / "evaluation" / "results.png")[0] > 500
     folder = tmp_path / "evaluation" / "pictures"
     one = folder / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
     rescaled = folder / "dti@max" / "rex" / "0" / one.name
