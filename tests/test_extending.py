@@ -18,7 +18,6 @@ from diffusers_dti.concept.model_card import model_card
 from diffusers_dti.concept.registry import MODEL_FAMILIES, ModelFamily
 from diffusers_dti.concept.third_party import FORMATS, Format
 from diffusers_dti.families.stable_diffusion import UNetFamily
-from diffusers_dti.families.unpadded import encoder_inputs
 from diffusers_dti.pipeline.inspection import inspect, table
 
 CITATION = "Made-Up Inversion ([Nobody, 2030](https://example.org/made-up))"
@@ -44,9 +43,8 @@ class MadeUp(UNetFamily):
         return isinstance(pipe, MadeUpPipeline)
 
     def encode_prompts(self, prompts, zero_pads):
-        encoder = self.pipe.text_encoder
-        inputs = encoder_inputs(self.pipe.tokenizer, encoder, prompts, self.text_length, zero_pads)
-        return {"context": encoder(**inputs).last_hidden_state}
+        tokens = self.pipe.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+        return {"context": self.pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state}
 
     def predict(self, batch, conditioning):
         return self.pipe.unet(self.noisy_latents(batch), batch.timesteps, conditioning["context"]).sample
