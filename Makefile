@@ -6,10 +6,10 @@ demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 test-floor: .venv-floor/ready  # the oldest supported releases
-	.venv-floor/bin/python -m pytest
+	.venv-floor/bin/python -m pytest -n auto --dist loadgroup
 
 test-long: .venv/ready
 	.venv/bin/python -m pytest -m long
@@ -17,6 +17,7 @@ test-long: .venv/ready
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 .venv/ready: constraints/newest.txt
 .venv-floor/ready: constraints/floor.txt

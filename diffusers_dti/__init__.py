@@ -8,7 +8,7 @@ Where things live:
 - `data/`: photos and lists of subjects.
 - `training/`: from photos to a concept: `DTITrainer` and its settings.
 - `evaluation/`: the paper's protocol.
-- `cli/`: the command `dti`, one file per verb.
+- `cli/`: the command `dti`, one file for each verb.
 """
 
 from importlib import import_module as _import_module
@@ -42,18 +42,20 @@ __all__ = [
     "unload_directional_inversion",
 ]
 
-# Registration is never lazy: after the import every pipeline has the methods. Training is: who only loads does not wait for it.
+# Registration is never lazy: after the import, every pipeline has the methods. Training is: loading does not wait for it.
 for _pipeline_class in (DiffusionPipeline, ModularPipeline):
     register(_pipeline_class)
 
 _LAZY = {"DTIConfig": "training.config", "DTITrainer": "training.trainer", "RiemannianSGD": "training.optim"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_import_module(f".{_LAZY[name]}", __name__), name)
+if not TYPE_CHECKING:  # a type checker would take any name, misspelled ones too, to be in a module with `__getattr__`
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(_import_module(f".{_LAZY[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*__all__, "__version__"])

@@ -35,7 +35,7 @@ def arguments(description: str) -> argparse.Namespace:
 def learn(args: argparse.Namespace) -> DiffusionPipeline:
     """The checkpoint, after it has learned the photos' subject as WORD."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16).to(device)
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.bfloat16).to(device)
     settings = {"placeholder_token": WORD, "initializer_token": args.initializer, "max_train_steps": args.steps}
     DTITrainer(pipe, **settings, output_dir=args.out / "mine").fit(args.photos)
     return pipe

@@ -1,4 +1,7 @@
-"""The command `dti`: one module per verb, imported when that verb is called."""
+"""The command `dti`: one module for each verb, imported only when that verb is called.
+
+To add a verb, add its line to `COMMANDS` and a module of the same name with `add_arguments(parser)` and `run(args)`.
+"""
 
 import argparse
 import sys
@@ -6,36 +9,47 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "train": "learn subjects from their photos, one folder or many",
-    "generate": "draw prompts with learned words in them",
-    "evaluate": "draw and score what was learned, by the paper's protocol",
-    "blend": "draw what lies between two learned words",
-    "inspect": "tell what a file holds, and how it lies in a model's vocabulary",
-    "convert": "rewrite a learned word for diffusers, ComfyUI, A1111 or OneTrainer",
-    "data": "fetch the data set of the paper",
+    "train": "learn concepts from photos: a folder of one subject, or a JSON file of many",
+    "generate": "generate images of prompts that contain learned concepts",
+    "evaluate": "generate images of learned concepts and score them, following the paper's protocol",
+    "blend": "generate images along the path from one concept to another",
+    "inspect": "show what a concept's files hold, and compare it with the words of a model's vocabulary",
+    "convert": "rewrite a concept's files for another program",
+    "data": "download the data set of the paper",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command.
+
+    Args:
+        argv: the arguments after `dti`; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 1 after an error, or 130 after Ctrl+C.
+
+    Raises:
+        SystemExit: if the arguments cannot be parsed, and after `--help`.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="dti",
-        description="Directional Textual Inversion for diffusers. `dti COMMAND --help` tells of a command's options.",
+        description="Directional Textual Inversion for diffusers. `dti COMMAND --help` lists the options of a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == chosen:  # the others are not imported
+        if name == chosen:  # the other verbs are not imported, so `dti --help` loads neither models nor training
             module = import_module(f"{__name__}.{name}")
             module.add_arguments(command)
     args = parser.parse_args(argv)
     try:
-        return module.run(args)
-    except (ValueError, OSError, ImportError) as error:  # these name the cure; a traceback would hide it
+        status: int = module.run(args)
+    except (ValueError, OSError, ImportError) as error:  # their messages say what helps; a traceback would hide it
         print(f"dti {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"dti {args.command}: stopped. What is done is kept.", file=sys.stderr)
+        print(f"dti {args.command}: stopped. Finished results are kept.", file=sys.stderr)
         return 130
+    return status

@@ -1,4 +1,4 @@
-"""`python -m diffusers_dti.cli`, for `accelerate launch -m diffusers_dti.cli train ...`."""
+"""Run the command as a module: `python -m diffusers_dti.cli`, or `accelerate launch -m diffusers_dti.cli train ...`."""
 
 from . import main
 

@@ -1,27 +1,29 @@
-"""`dti convert`: a learned word from one program to another."""
+"""`dti convert`: rewrite a concept's files for another program."""
 
 import argparse
 from pathlib import Path
 
-from . import models
+from ..concept.convert import convert, programs
+from . import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """From where, for which program, to where."""
-    models.add_source(parser)
-    parser.add_argument("--to", required=True, choices=["diffusers", "comfyui", "a1111", "onetrainer"], help="which reads it")
+    """Add the options of `dti convert`."""
+    arguments.add_source(parser)
+    parser.add_argument("--to", required=True, choices=programs(), help="program that is to read the concept")
     parser.add_argument(
-        "--output", type=Path, required=True,
-        help="a folder, or (not for diffusers) a file ending in .safetensors, whose name is then the word in ComfyUI and A1111",
-    )  # fmt: skip
-    parser.add_argument("--revision", help="of the source on the Hub")
+        "--output",
+        type=Path,
+        required=True,
+        help="folder to write to, or (except for diffusers) a file ending in .safetensors, whose name is then the concept's "
+        "word in ComfyUI and A1111",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the source on the Hub, by default the main branch")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write it, and say what was written."""
-    from ..concept.convert import convert
-
-    options = models.source_options(args)
+    """Write the files, and list them."""
+    options = arguments.source_options(args)
     if args.revision is not None:
         options["revision"] = args.revision
     for path in convert(args.source, args.to, args.output, **options):

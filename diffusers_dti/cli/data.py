@@ -1,17 +1,21 @@
-"""`dti data dreambooth`."""
+"""`dti data`: download a data set."""
 
 import argparse
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which data set, and where to put it."""
-    parser.add_argument("name", choices=["dreambooth"], help="DreamBooth's 30 subjects of 4 to 6 photos, about 110 MB")
-    parser.add_argument("--folder", type=Path, default=Path("data/dreambooth"), help="by default data/dreambooth")
+    """Add the options of `dti data`."""
+    parser.add_argument(
+        "name", choices=["dreambooth"], help="data set: DreamBooth's 30 subjects with 4 to 6 photos each, about 110 MB"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("data/dreambooth"), help="folder to download to, by default data/dreambooth"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch it, if it is not there yet."""
+    """Download the data set, unless it is there already."""
     from ..data.dreambooth import download
 
     print(f"See {download(args.folder)}, which `dti train` and `dti evaluate` take.")

@@ -1,93 +1,162 @@
-"""`dti evaluate`: the paper's protocol over runs of `dti train`."""
+"""`dti evaluate`: generate and score images of what `dti train` has learned, following the paper's protocol."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from . import generate, models
+from . import arguments
 
-SUBJECT_LIKE, TEXT_LIKE = ("subject", "dinov2"), ("prompt", "siglip", "clip")  # the figure's axes, by names of scores
+if TYPE_CHECKING:
+    from ..data.subjects import Subject
+    from ..evaluation.generation import PlannedImage
+    from ..evaluation.metrics import Metric
+    from ..evaluation.protocol import Run
+    from ..evaluation.store import Store
+
+# The scores on the figure's axes, by name: the first one that was computed is used.
+SUBJECT_SCORES = ("subject", "dinov2")
+PROMPT_SCORES = ("prompt", "siglip", "clip")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Runs, subjects, prompts, metrics."""
-    parser.add_argument("data", type=Path, help="the JSON file of subjects that `dti train` was given")
+    """Add the options of `dti evaluate`."""
+    parser.add_argument("data", type=Path, help="JSON file of subjects that `dti train` was given")
     parser.add_argument(
-        "--runs", nargs="+", required=True, metavar="RUN",
-        help='output folders of `dti train`; "out/ti@mean" brings the norms of out/ti to the vocabulary\'s mean',
-    )  # fmt: skip
-    models.add_arguments(parser)
-    parser.add_argument("--instances", nargs="+", help="the subjects to evaluate, by default all of the file")
-    parser.add_argument(
-        "--prompt_file", type=Path,
-        help="DreamBooth's prompts_and_classes.txt, or a text file of prompts with {} for the subject; by default 41 of our "
-        "own for objects and 41 for living subjects",
-    )  # fmt: skip
-    parser.add_argument(
-        "--metrics", nargs="+", default=["dinov2", "siglip"],
-        help="dinov2, siglip, clip, each also as dinov2=MODEL, or FILE.py:FUNCTION; by default dinov2 and siglip",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mask_folder", type=Path, help="masks of the photos, <subject>/<photo>.png, white where the subject is"
+        "--runs",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help='output folders of `dti train`; "out/ti@mean" rescales the concepts of out/ti to the mean norm of the vocabulary',
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="pictures, scores, tables and figure come here")
-    parser.add_argument("--skip_generation", action="store_true", help="score the pictures that are there")
-    generate.add_drawing(parser, seeds=[0, 1, 2, 3])
+    arguments.add_model(parser)
+    parser.add_argument("--instances", nargs="+", metavar="NAME", help="subjects to evaluate, by default all in the file")
+    parser.add_argument(
+        "--prompt_file",
+        type=Path,
+        help="DreamBooth's prompts_and_classes.txt, or a text file of prompts with {} for the subject; by default the built-in "
+        "prompts, 41 for objects and 41 for living subjects",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["dinov2", "siglip"],
+        metavar="METRIC",
+        help="dinov2, siglip or clip, also with another model as dinov2=MODEL, or FILE.py:FUNCTION; by default dinov2 siglip",
+    )
+    parser.add_argument(
+        "--mask_folder",
+        type=Path,
+        help="folder with masks of the photos, <subject>/<photo>.png, white where the subject is; by default no masks",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for images, scores, tables and the figure")
+    parser.add_argument("--skip_generation", action="store_true", help="only score the images that exist already")
+    arguments.add_generation(parser, seeds=[0, 1, 2, 3])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw and score what has not been, and write the report."""
+    """Generate and score what has not been generated and scored yet, and write the results."""
     from ..data.subjects import read_subjects
-    from ..evaluation import metrics, protocol, summary
-    from ..evaluation.prompts import read_prompts
-    from ..evaluation.store import Store
+    from ..evaluation import protocol, summary
+    from .open_pipeline import open_pipeline, pipeline_identity
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder)
-    runs = [protocol.Run(*_named(text)) for text in args.runs]
-    if len({r.name for r in runs}) < len(runs):
-        raise ValueError(f"Two of the runs have one name, of {', '.join(r.name for r in runs)}: rename a folder.")
-    given = read_prompts(args.prompt_file) if args.prompt_file else None
-    # each with what its scores depend on: the code, of a function of one's own also its neighbours', and a model's files
-    found = {}
-    for spec in dict.fromkeys(args.metrics):
-        file, model = Path(spec.rpartition(":")[0]), Path(spec.partition("=")[2])
-        code = sorted(file.parent.glob("*.py")) if file.suffix == ".py" else [Path(metrics.__file__)]
-        code += [f for f in sorted(model.iterdir()) if f.is_file()] if model.name and model.is_dir() else []
-        found[spec] = metrics.get_metric(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
-    plan = {}
-    for r in runs:
-        for s in subjects:
-            if not args.skip_generation:
-                r.folder_of(s)  # before anything is drawn
-            prompts = dict.fromkeys(protocol.prompts_of(s, given))
-            plan[r, s] = protocol.plan_images(
-                r, s, list(prompts), list(dict.fromkeys(args.seeds)), args.output_dir / "pictures"
-            )
+    runs = _find_runs(args.runs)
+    metrics = _open_metrics(args)
+    plan = _plan(args, runs, subjects)
     if not args.skip_generation:
-        pipe = models.open_pipeline(args)
-        for (r, s), pictures in plan.items():
-            protocol.generate_subject(pipe, r, s, pictures, models.pipeline_identity(args), args.batch_size, dict(args.call))
-    records = [record for (r, s), pictures in plan.items() for record in protocol.score(r, s, pictures, found)]
+        for run, subject in plan:
+            run.folder_of(subject)  # raises if the concept is missing, before anything is generated
+        pipe = open_pipeline(args)
+        for (run, subject), images in plan.items():
+            protocol.generate_subject(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
+    records = []
+    for (run, subject), images in plan.items():
+        records.extend(protocol.score(run, subject, images, metrics))
     result = summary.summarize(records)
-    (args.output_dir / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = summary.markdown(result)
-    (args.output_dir / "results.md").write_text(table, encoding="utf-8")
-    print(table)
-    names = list(records[0]["scores"])
-    x, y = (next((n for n in likely if n in names), None) for likely in (TEXT_LIKE, SUBJECT_LIKE))
-    if x and y:
-        try:
-            summary.figure(result, x, y, args.output_dir / "results.png")
-        except ImportError as error:  # all else is done
-            print(f"dti evaluate: no figure. {error}", file=sys.stderr)
-    print(f"See {args.output_dir}.")
+    _write_results(result, list(records[0]["scores"]), args.output_dir)
     return 0
 
 
-def _named(text: str) -> tuple[str, Path, str | float | None]:
-    """Name, folder and scale of "out/ti" or "out/ti@mean"."""
-    folder, _, scale = text.rpartition("@")
-    if not folder or not (scale in ("mean", "min", "max") or isinstance(models.scale(scale), float)):
+def _find_runs(texts: list[str]) -> list["Run"]:
+    """Parse `--runs`.
+
+    Raises:
+        ValueError: if two of them have the same name.
+    """
+    from ..evaluation.protocol import Run
+
+    runs = [Run(*parse_run(text)) for text in texts]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two of the runs have the same name ({', '.join(names)}): rename a folder.")
+    return runs
+
+
+def parse_run(text: str) -> tuple[str, Path, str | float | None]:
+    """Parse a run.
+
+    Args:
+        text: a folder, "out/ti", or a folder and a scale, "out/ti@mean" or "out/ti@0.4".
+
+    Returns:
+        Its name, its folder, and the scale at which its concepts are loaded, None for the stored one.
+    """
+    folder, _, ending = text.rpartition("@")
+    scale = arguments.scale(ending)
+    if not folder or not (isinstance(scale, float) or scale in ("mean", "min", "max")):
         return Path(text).resolve().name, Path(text), None
-    return f"{Path(folder).resolve().name}@{scale}", Path(folder), models.scale(scale)
+    return f"{Path(folder).resolve().name}@{ending}", Path(folder), scale
+
+
+def _open_metrics(args: argparse.Namespace) -> dict[str, tuple["Metric", "Store"]]:
+    """Return each metric with the store of its scores, which depend on its code and its model's files."""
+    from ..evaluation import metrics
+    from ..evaluation.store import Store
+
+    found = {}
+    for spec in dict.fromkeys(args.metrics):
+        file, model = Path(spec.rpartition(":")[0]), Path(spec.partition("=")[2])
+        code = [Path(metrics.__file__)]
+        if file.suffix == ".py":  # a user's function may import the files next to its own
+            code = sorted(file.parent.glob("*.py"))
+        if model.name and model.is_dir():
+            code += [path for path in sorted(model.iterdir()) if path.is_file()]
+        found[spec] = metrics.get_metric(spec, args.device), Store(args.output_dir / "scores.jsonl", code)
+    return found
+
+
+def _plan(
+    args: argparse.Namespace, runs: list["Run"], subjects: list["Subject"]
+) -> dict[tuple["Run", "Subject"], list["PlannedImage"]]:
+    """List the images of each run and subject."""
+    from ..evaluation import protocol
+    from ..evaluation.prompts import read_prompts
+
+    given = read_prompts(args.prompt_file) if args.prompt_file else None
+    seeds = list(dict.fromkeys(args.seeds))
+    plan = {}
+    for run in runs:
+        for subject in subjects:
+            prompts = list(dict.fromkeys(protocol.prompts_of(subject, given)))
+            plan[run, subject] = protocol.plan_images(run, subject, prompts, seeds, args.output_dir / "pictures")
+    return plan
+
+
+def _write_results(result: dict[str, Any], scores: list[str], folder: Path) -> None:
+    """Write results.json and results.md, print the table, and plot results.png if both kinds of scores were computed."""
+    from ..evaluation import summary
+
+    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = summary.markdown(result)
+    (folder / "results.md").write_text(table, encoding="utf-8")
+    print(table)
+    x = next((name for name in PROMPT_SCORES if name in scores), None)
+    y = next((name for name in SUBJECT_SCORES if name in scores), None)
+    if x and y:
+        try:
+            summary.figure(result, x, y, folder / "results.png")
+        except ImportError as error:  # everything else is written
+            print(f"dti evaluate: no figure. {error}", file=sys.stderr)
+    print(f"See {folder}.")

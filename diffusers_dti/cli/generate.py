@@ -1,81 +1,93 @@
-"""`dti generate`: prompts with learned words, from one or more seeds, and a contact sheet."""
+"""`dti generate`: generate images of prompts with learned concepts, and a contact sheet of them."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from . import models
+from . import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Concepts, prompts, seeds."""
-    models.add_arguments(parser)
+    """Add the options of `dti generate`."""
+    arguments.add_model(parser)
     parser.add_argument(
-        "--concepts", nargs="+", required=True, metavar="CONCEPT",
-        help="of learned words: folders or Hub ids, whose adapters are loaded with them, or files",
-    )  # fmt: skip
-    parser.add_argument(
-        "--token_scale", type=models.scale, help='bring their norms to the vocabulary\'s "mean", "min" or "max", or to a number'
+        "--concepts",
+        nargs="+",
+        required=True,
+        metavar="CONCEPT",
+        help="files, folders or Hub ids of concepts; an adapter saved in the same folder or repository is loaded as well",
     )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--prompts", nargs="+", metavar="PROMPT", help='such as "a <dog> on the beach"; {} stands for the word of one concept'
-    )
-    which.add_argument("--prompt_file", type=Path, help="a text file with a prompt on each line, # before comments")
-    parser.add_argument("--output_dir", type=Path, required=True, help="pictures come as <seed>/<number>_<words>.png")
-    add_drawing(parser, seeds=[0])
-
-
-def add_drawing(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
-    """What `dti evaluate` has as well."""
-    parser.add_argument("--seeds", nargs="+", type=int, default=seeds, help=f"by default {' '.join(map(str, seeds))}")
-    parser.add_argument("--batch_size", type=count, default=4, help="pictures drawn at once, by default 4")
     parser.add_argument(
-        "--call", nargs="+", action="extend", default=[], metavar="NAME=VALUE", type=_setting,
-        help="arguments of the pipeline's call: num_inference_steps=30 guidance_scale=5 height=1024",
-    )  # fmt: skip
-
-
-def count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """A name with a JSON value, or with a text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+        "--token_scale",
+        type=arguments.scale,
+        help='norm of the embeddings: "mean", "min" or "max" of the encoder\'s vocabulary, or a number; by default as stored',
+    )
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument(
+        "--prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help='prompts, such as "a <dog> on the beach"; with a single concept {} stands for its placeholder',
+    )
+    prompts.add_argument(
+        "--prompt_file", type=Path, help="text file with one prompt per line; lines that start with # are skipped"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder for sheet.png and the images, <seed>/<number>_<words>.png",
+    )
+    arguments.add_generation(parser, seeds=[0])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw what is not there yet, and the contact sheet."""
+    """Generate the images that do not exist yet, and write the contact sheet."""
     from ..evaluation.generation import PlannedImage, concepts_loaded, contact_sheet, generate_missing
+    from .open_pipeline import open_pipeline, pipeline_identity
 
-    lines = args.prompts or args.prompt_file.read_text(encoding="utf-8").splitlines()
+    templates = _read_prompts(args.prompts, args.prompt_file)
+    pipe = open_pipeline(args)
+    with concepts_loaded(pipe, args.concepts, args.token_scale) as digest:
+        prompts = _fill_in(templates, list(pipe.directional_inversions))
+        images = []
+        for seed in dict.fromkeys(args.seeds):
+            for number, prompt in enumerate(prompts):
+                images.append(PlannedImage.named(args.output_dir, number, prompt, prompt, seed))
+        origin = {"concepts": digest, "model": pipeline_identity(args)}
+        generate_missing(pipe, images, origin, args.batch_size, dict(args.call))
+    sheet = args.output_dir / "sheet.png"
+    contact_sheet(images).save(sheet)
+    print(f"See {sheet}.")
+    return 0
+
+
+def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    """Return the prompts of the command line or of the file, without blank lines and comments.
+
+    Raises:
+        ValueError: if no prompt is left.
+    """
+    lines = given or []
+    if file is not None:
+        lines = file.read_text(encoding="utf-8").splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ValueError("There are no prompts: give some, or a file with one on each line.")
-    pipe = models.open_pipeline(args)
-    with concepts_loaded(pipe, args.concepts, args.token_scale) as digest:
-        words = list(pipe.directional_inversions)
-        if len(words) > 1 and any("{}" in p for p in prompts):
-            raise ValueError(f"Which of {', '.join(words)} does {{}} stand for? Write it out.")
-        prompts = [p.replace("{}", words[0]) for p in prompts]
-        if without := [p for p in prompts if not any(word in p for word in words)]:
-            print(f"dti generate: {without[0]!r} has none of {', '.join(words)} in it.", file=sys.stderr)
-        seeds = dict.fromkeys(args.seeds)
-        pictures = [PlannedImage.named(args.output_dir, i, p, p, seed) for seed in seeds for i, p in enumerate(prompts)]
-        origin = {"concepts": digest, "model": models.pipeline_identity(args)}
-        generate_missing(pipe, pictures, origin, args.batch_size, dict(args.call))
-    sheet = args.output_dir / "sheet.png"
-    contact_sheet(pictures).save(sheet)
-    print(f"See {sheet}.")
-    return 0
+    return prompts
+
+
+def _fill_in(templates: list[str], placeholders: list[str]) -> list[str]:
+    """Replace {} by the placeholder of the only concept, and warn about the first prompt without any concept.
+
+    Raises:
+        ValueError: if several concepts are loaded and a prompt contains {}.
+    """
+    if len(placeholders) > 1 and any("{}" in template for template in templates):
+        raise ValueError(f"{{}} could stand for any of {', '.join(placeholders)}: write the placeholder out.")
+    prompts = [template.replace("{}", placeholders[0]) for template in templates]
+    for prompt in prompts:
+        if not any(placeholder in prompt for placeholder in placeholders):
+            print(f"dti generate: {prompt!r} does not contain {' or '.join(placeholders)}.", file=sys.stderr)
+            break
+    return prompts

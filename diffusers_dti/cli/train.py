@@ -1,107 +1,99 @@
-"""`dti train`: one subject from a folder, or many from a JSON file in the authors' format."""
+"""`dti train`: learn one concept from a folder of photos, or many from a JSON file in the authors' format."""
 
 import argparse
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TextIO, get_args
+from typing import Any, TextIO
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
 from ..data.subjects import Subject, read_subjects, subject_names
+from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
-from . import models
+from . import arguments
+from .open_pipeline import open_pipeline
+from .settings import add_settings, given_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every field of `DTIConfig` is an option."""
-    parser.add_argument("data", type=Path, help="a folder of 3 to 6 photos, or a JSON file of subjects")
-    models.add_arguments(parser)
-    parser.add_argument("--instances", nargs="+", help="of a JSON file: the subjects to learn, by default all")
+    """Add the options of `dti train`."""
+    parser.add_argument("data", type=Path, help="folder of 3 to 6 photos, or JSON file of subjects")
+    arguments.add_model(parser)
     parser.add_argument(
-        "--initialize_from", choices=["class", "initialization"], default="class",
-        help="of a JSON file: which field has the initializer; the authors' launchers take the class",
-    )  # fmt: skip
-    settings = parser.add_argument_group("settings", "By default the authors' for the pipeline's family.")
-    helps = _helps(DTIConfig.__doc__)
-    for field in fields(DTIConfig):
-        settings.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=helps[field.name], **_kind(field.type))
-
-
-def _helps(doc: str) -> dict[str, str]:
-    """What a docstring says of each argument; one entry may be about several."""
-    found = {}
-    for names, text in re.findall(r"^ {8}([\w, ]+): (.*?)(?=^ {8}\w|^ {4}\w|\Z)", doc + "\n", re.M | re.S):
-        for name in names.split(", "):
-            found[name] = " ".join(text.split()).replace("%", "%%")
-    return found
-
-
-def _kind(annotation: Any) -> dict[str, Any]:
-    """How an option of a field's type is read."""
-    kinds = set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
-    if bool in kinds:
-        return {"action": argparse.BooleanOptionalAction}
-    if float in kinds and str in kinds:
-        return {"type": models.scale}
-    if any(getattr(kind, "__origin__", None) is Sequence for kind in kinds):
-        return {"nargs": "+"}
-    return {"type": next((kind for kind in (int, float) if kind in kinds), str)}
+        "--instances", nargs="+", metavar="NAME", help="subjects of the JSON file to learn, by default all in the file"
+    )
+    parser.add_argument(
+        "--initialize_from",
+        choices=["class", "initialization"],
+        default="class",
+        help="field of the JSON file to take the initializer from, by default class, as in the authors' launchers",
+    )
+    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Learn what is not learned yet; a subject that fails does not stop the others."""
-    given = {f.name: getattr(args, f.name) for f in fields(DTIConfig) if hasattr(args, f.name)}
-    if args.data.is_dir():
-        if args.instances:
-            raise ValueError(f"--instances names subjects of a JSON file, and {args.data} is a folder of photos.")
-        names = [args.data.resolve().name]
-    elif args.data.is_file():
-        if "placeholder_token" in given or "initializer_token" in given:
-            raise ValueError("With a JSON file placeholders are the subjects' names, and initializers are in the file.")
-        names = subject_names(args.data, args.instances)
-    else:
-        raise OSError(f"{args.data} is not there: give a folder of photos, or a JSON file of subjects.")
-    if given.get("output_dir") is None:
-        raise ValueError("--output_dir says where to put what is learned.")
-    config, pipe, failed = DTIConfig(**given), models.open_pipeline(args), []
+    """Learn what has not been learned yet; a subject that fails does not stop the others."""
+    settings = given_settings(args)
+    names = _subject_names(args, settings)
+    if settings.get("output_dir") is None:
+        raise ValueError("--output_dir is needed: the folder to write the learned concepts to.")
+    config, pipe = DTIConfig(**settings), open_pipeline(args)
+    failed = []
     for name in names:
         try:
             subject = read_subjects(args.data, [name])[0] if args.data.is_file() else None
             _learn(pipe, config, subject, name, args)
         except Exception as error:
-            if processes().num_processes > 1:  # the others are not where this one is, and would take its next subject's part
+            # The other processes did not fail: they would start on this subject while this one starts on the next.
+            if processes().num_processes > 1:
                 raise
             failed.append(name)
-            _say(f"{name}: failed, {type(error).__name__}: {error}", sys.stderr)
-    _say(f"{len(names) - len(failed)} of {len(names)} learned" + (f"; failed: {', '.join(failed)}." if failed else "."))
+            _print(f"{name}: failed, {type(error).__name__}: {error}", sys.stderr)
+    summary = f"{len(names) - len(failed)} of {len(names)} learned"
+    _print(f"{summary}; failed: {', '.join(failed)}." if failed else f"{summary}.")
     return 1 if failed else 0
 
 
-def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, name: str, args: argparse.Namespace) -> None:
-    photos, captions, own = args.data, None, {}
+def _subject_names(args: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
+    """Return the names of what is to be learned.
+
+    Raises:
+        ValueError: if options do not apply to this kind of data.
+        OSError: if there is no data.
+    """
+    if args.data.is_dir():
+        if args.instances:
+            raise ValueError(f"--instances selects subjects of a JSON file, but {args.data} is a folder of photos.")
+        return [args.data.resolve().name]
+    if not args.data.is_file():
+        raise OSError(f"{args.data} does not exist: give a folder of photos, or a JSON file of subjects.")
+    if "placeholder_token" in settings or "initializer_token" in settings:
+        raise ValueError("With a JSON file, placeholders are the subjects' names, and initializers come from the file.")
+    return subject_names(args.data, args.instances)
+
+
+def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str, args: argparse.Namespace) -> None:
+    """Learn one subject, unless its folder is complete, and leave the pipeline without its concept and adapter."""
+    photos, captions = args.data, None
+    overrides: dict[str, Any] = {}
     if subject is not None:
         photos, captions = subject.files, subject.captions
-        own = {
-            "placeholder_token": subject.placeholder_token,
-            "initializer_token": subject.class_noun if args.initialize_from == "class" else subject.initializer,
-            "output_dir": Path(config.output_dir) / name,
-        }
+        overrides["placeholder_token"] = subject.placeholder_token
+        overrides["initializer_token"] = subject.class_noun if args.initialize_from == "class" else subject.initializer
+        overrides["output_dir"] = Path(args.output_dir) / name
         if subject.templates:
-            own["templates"] = subject.templates
-    trainer = DTITrainer(pipe, config, **own)
-    if finished(trainer):
-        _say(f"{name}: is learned already, in {trainer.config.output_dir}.")
+            overrides["templates"] = subject.templates
+    trainer = DTITrainer(pipe, config, **overrides)
+    folder = trainer.config.output_dir
+    if is_complete(trainer):
+        _print(f"{name}: already learned, in {folder}.")
         return
     try:
         trainer.fit(photos, captions)
-        processes().wait_for_everyone()  # the first process writes
-        _say(f"{name}: learned, in {trainer.config.output_dir}.")
+        processes().wait_for_everyone()  # only the first process writes
+        _print(f"{name}: learned, in {folder}.")
     finally:
         if trainer.adapter is not None and getattr(trainer.adapter.model, "peft_config", None):
             pipe.unload_lora_weights()
@@ -109,35 +101,37 @@ def _learn(pipe: Any, config: DTIConfig, subject: Subject | None, name: str, arg
             pipe.unload_directional_inversion()
 
 
-def finished(trainer: DTITrainer) -> bool:
-    """Whether the trainer's folder has all that it would write. Photos are not compared.
+def is_complete(trainer: DTITrainer) -> bool:
+    """Check whether the trainer's folder already holds everything that it would write. Photos are not compared.
+
+    Args:
+        trainer: a trainer with an `output_dir`.
 
     Raises:
-        ValueError: where what is there was learned with other settings, or in another model.
+        ValueError: if the concept in the folder was learned with other settings, or in another model.
     """
     config = trainer.config
-    folder = Path(config.output_dir)
+    folder = Path(str(config.output_dir))
     if not any(folder.glob("learned_embeds*.safetensors")):
         return False
     concept = DirectionalInversion.from_pretrained(folder)
-    now = trainer.metadata(config.placeholder_token or "<concept>")
+    metadata = trainer.metadata(config.placeholder_token or "<concept>")
+    now = {"base_model": metadata["base_model"]} | metadata["training"]
     before = {"base_model": concept.metadata.get("base_model")} | concept.metadata.get("training", {})
-    now = {"base_model": now["base_model"]} | now["training"]
-    differing = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
-    if (
-        differing == ["max_train_steps"]
-        and config.resume_from_checkpoint
-        and config.max_train_steps > before["max_train_steps"]
-    ):
-        return False  # a run may be made longer
+    differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    made_longer = differing == ["max_train_steps"] and now["max_train_steps"] > before["max_train_steps"]
+    if made_longer and config.resume_from_checkpoint:
+        return False
     if differing:
-        other = f"with other settings ({', '.join(differing)})"
-        raise ValueError(f"{folder} holds a concept that was learned {other}: choose another --output_dir.")
-    return set(concept.directions) == set(find_text_encoders(trainer.pipe)) and (
-        config.adapter is None or (folder / LORA_WEIGHT_NAME_SAFE).is_file()
-    )
+        raise ValueError(
+            f"{folder} holds a concept that was learned with other settings ({', '.join(differing)}): choose another "
+            "--output_dir."
+        )
+    has_adapter = config.adapter is None or (folder / LORA_WEIGHT_NAME_SAFE).is_file()
+    return has_adapter and set(concept.directions) == set(find_text_encoders(trainer.pipe))
 
 
-def _say(text: str, where: TextIO | None = None) -> None:
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print in the first process only."""
     if processes().is_main_process:
-        print(text, file=where, flush=True)
+        print(text, file=file, flush=True)

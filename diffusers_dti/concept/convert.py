@@ -7,7 +7,10 @@ from . import formats, third_party
 from .concept import Concept
 from .source import describe_source, read_stored
 
-PROGRAMS = ("diffusers", *third_party.FORMATS)
+
+def programs() -> tuple[str, ...]:
+    """Return the names of the programs that concepts can be written for."""
+    return ("diffusers", *third_party.FORMATS)
 
 
 def convert(
@@ -31,8 +34,8 @@ def convert(
         OSError: if there are no files at the source.
         ValueError: if the source is not a concept, or the program has no name for one of its encoders.
     """
-    if program not in PROGRAMS:
-        raise ValueError(f"Concepts can be written for {', '.join(PROGRAMS)}, not for {program!r}.")
+    if program not in programs():
+        raise ValueError(f"Concepts can be written for {', '.join(programs())}, not for {program!r}.")
     stored, output = read_stored(source, placeholder_token, **read_kwargs), Path(output)
     if stored.placeholder is None:
         raise ValueError(f"{describe_source(source)} names no placeholder: pass `placeholder_token` (`--placeholder`).")

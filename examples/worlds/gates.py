@@ -52,7 +52,7 @@ def folder_of(world: str | Path) -> Path:
 
 def open_world(world: str | Path = "sdxl") -> DiffusionPipeline:
     """The committed half-precision pipeline, in float32; `world` is a name or a folder."""
-    pipe = DiffusionPipeline.from_pretrained(folder_of(world), torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder_of(world), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,24 +1,33 @@
 """The command `dti`, on pipelines that are opened from their folders."""
 
+import argparse
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from typing import Literal, Optional
 
 import pytest
 import torch
 from PIL import Image
 
 from diffusers_dti import DirectionalInversion, DTIConfig
-from diffusers_dti.cli import COMMANDS, main
+from diffusers_dti.cli import COMMANDS, main, train
+from diffusers_dti.cli.arguments import scale
+from diffusers_dti.cli.settings import given_settings, parser_options
+from diffusers_dti.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
 CALL = ["--call", "num_inference_steps=1", "height=16", "width=16"]
+# To be deleted, with its two uses, once the fields of `DTIConfig` carry their help.
+needs_metadata = pytest.mark.xfail(not fields(DTIConfig)[0].metadata, reason="the fields have no metadata yet", strict=True)
 
 
 @pytest.fixture
@@ -41,39 +50,93 @@ def dti(*arguments):
     return main([str(a) for a in arguments])
 
 
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
 def test_help_costs_the_registration_and_nothing_more():
     script = (
         "import sys\n"
+        "import diffusers_dti\n"
+        "registration = set(sys.modules)\n"
         "from diffusers_dti.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "assert not [m for m in sys.modules if m.startswith(('diffusers_dti.training', 'diffusers_dti.families'))]\n"
+        "unwanted = ('training', 'families', 'evaluation', 'data')\n"
+        "assert not [m for m in sys.modules if m.startswith(tuple(f'diffusers_dti.{name}' for name in unwanted))]\n"
+        "more = {m for m in sys.modules if m not in registration and m.partition('.')[0] not in sys.stdlib_module_names}\n"
+        "assert more == {'diffusers_dti.cli'}, more\n"  # no model of diffusers or transformers, for instance
     )
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert all(name in out for name in COMMANDS)
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "diffusers_dti.cli", "--help"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert out.startswith("usage: dti ") and all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [pytest.param(c, marks=needs_metadata) if c == "train" else c for c in COMMANDS])
+def test_every_option_has_help(command):
+    parser = argparse.ArgumentParser()
+    import_module(f"diffusers_dti.cli.{command}").add_arguments(parser)
+    silent = [action.dest for action in parser._actions if not action.help]
+    assert len(parser._actions) > 2 and not silent
+
+
+@needs_metadata
 def test_every_setting_is_an_option_with_help(capsys):
     with pytest.raises(SystemExit):
         dti("train", "--help")
     text = " ".join(capsys.readouterr().out.split())
     for field in fields(DTIConfig):
         assert re.search(rf"--{field.name}\b", text)
-    for said in ("of the von Mises-Fisher prior", "pools CLIP's text vector", "strength of the DCO loss", "of the optimizer."):
+        assert " ".join(field.metadata["help"].split()) in text
+    for said in ("of the von Mises-Fisher prior", "pools CLIP's text vector", "the strength of the DCO loss"):
         assert said in text
+    for choices in ("--method {dti,ti,crossinit,dco,oft}", "--pooling {eos,legacy}", "--adapter {lora,oft}"):
+        assert choices in text
+    for family in FAMILIES:
+        assert family.name in text
+
+
+def test_every_default_is_in_the_help():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    helps = {action.dest: action.help for action in parser._actions}
+    for field in fields(DTIConfig):
+        assert field.default is None or "by default" in helps[field.name]
+    assert helps["seed"].endswith("; by default 42") and helps["scale_lr"].endswith("; by default on")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "choices", "expected"),
+    [
+        (int | None, None, {"type": int}),
+        (float | None, None, {"type": float}),
+        (str | Path | None, None, {"type": str}),
+        (str | Sequence[str] | None, None, {"nargs": "+"}),
+        (Literal["eos", "legacy"], None, {"metavar": "{eos,legacy}"}),
+        (Literal["lora", "oft"] | None, None, {"metavar": "{lora,oft}"}),
+        (Optional[Literal["bf16"]], None, {"metavar": "{bf16}"}),  # noqa: UP045 (the spelling of Python 3.9)
+        (str | float, None, {"type": scale}),
+        (Literal["mean"] | float, None, {"type": scale, "metavar": "{mean,NUMBER}"}),
+        (str, ("dti", "ti"), {"metavar": "{dti,ti}"}),
+        (str, lambda: ("dti", "ti"), {"metavar": "{dti,ti}"}),
+    ],
+)
+def test_options_follow_the_annotation(annotation, choices, expected):
+    assert parser_options(annotation, choices) == expected
 
 
 def test_options_are_read_as_the_settings_types():
-    import argparse
-
-    from diffusers_dti.cli import train
-
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     line = "photos --model m --token_scale 0.5 --kappa 1e-3 --no-scale_lr --random_flip --max_train_steps 7 --method ti"
     args = parser.parse_args([*line.split(), "--validation_prompt", "a {}", "my {}", "--templates", "the {}"])
-    given = {f.name: getattr(args, f.name) for f in fields(DTIConfig) if hasattr(args, f.name)}
-    assert given == {
+    assert given_settings(args) == {
         "token_scale": 0.5, "kappa": 1e-3, "scale_lr": False, "random_flip": True, "max_train_steps": 7, "method": "ti",
         "validation_prompt": ["a {}", "my {}"], "templates": ["the {}"],
     }  # fmt: skip
@@ -87,7 +150,7 @@ def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
     learned = DirectionalInversion.from_pretrained(tmp_path / "out")
     assert learned.placeholder_token == "<rex>" and learned.metadata["initializer"] == "dog"
     written = (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns
-    assert dti(*command) == 0 and "is learned already" in capsys.readouterr().out
+    assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
     assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
     assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
@@ -104,7 +167,7 @@ def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
         assert (learned.placeholder_token, learned.metadata["initializer"]) == (f"<{name}>", word)
         assert (tmp_path / "out" / name / "pytorch_lora_weights.safetensors").is_file()
     assert not (tmp_path / "out" / "torn" / "learned_embeds.safetensors").exists()
-    assert dti(*command, "--instances", "tom") == 0 and "is learned already" in capsys.readouterr().out
+    assert dti(*command, "--instances", "tom") == 0 and "already learned" in capsys.readouterr().out
     other = ["--output_dir", tmp_path / "other", "--initialize_from", "initialization", "--instances", "rex"]
     assert dti("train", subjects, "--model", model, *SMALL, *other) == 0
     assert DirectionalInversion.from_pretrained(tmp_path / "other" / "rex").num_vectors == 2
@@ -114,7 +177,7 @@ def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     ("more", "message"),
     [
         (["--instances", "nobody", "--output_dir", "o"], "nobody"),
-        ([], "--output_dir says where"),
+        ([], "--output_dir is needed"),
         (["--placeholder_token", "<x>", "--output_dir", "o"], "placeholders are the subjects' names"),
         (["--method", "lora", "--output_dir", "o"], "method must be one of"),
     ],
@@ -149,7 +212,7 @@ def test_generate(model, runs, tmp_path, capsys):
     assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns == times[1]
     assert dti(*command, "--token_scale", "max") == 0  # another picture
     assert (tmp_path / "out" / drawn[1]).stat().st_mtime_ns != times[1]
-    assert Image.open(tmp_path / "out" / "sheet.png").width > 2 * 192
+    assert size_of(tmp_path / "out" / "sheet.png")[0] > 2 * 192
 
 
 def test_a_batch_draws_what_its_pictures_would_be_alone(model, runs, tmp_path):
@@ -190,7 +253,7 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3 * 8 and "tom a cat on the beach" in calls
     assert "| dti@max | 16.000" in (tmp_path / "evaluation" / "results.md").read_text()
-    assert Image.open(tmp_path / "evaluation" / "results.png").width > 500
+    assert size_of(tmp_path / "evaluation" / "results.png")[0] > 500
     folder = tmp_path / "evaluation" / "pictures"
     one = folder / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
     rescaled = folder / "dti@max" / "rex" / "0" / one.name
@@ -237,7 +300,7 @@ def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_pa
     common += ["--metrics", f"{tmp_path / 'metric.py'}:counted"]
     (tmp_path / "prompts.txt").write_text("a {} on the beach\n")
     common += ["--prompt_file", tmp_path / "prompts.txt"]
-    assert dti(*common, "--runs", runs / "dti", tmp_path / "more" / "dti") == 1 and "one name" in capsys.readouterr().err
+    assert dti(*common, "--runs", runs / "dti", tmp_path / "more" / "dti") == 1 and "same name" in capsys.readouterr().err
     assert dti(*common, "--runs", runs / "dti", "--seeds", 0, 0, 0) == 0
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["dti"]["pictures"] == 1
     picture = tmp_path / "evaluation" / "pictures" / "dti" / "rex" / "0" / "00_a_dog_on_the_beach.png"
@@ -283,16 +346,16 @@ def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, 
 
     monkeypatch.setattr("diffusers_dti.training.trainer.DTITrainer.fit", stop)
     assert dti(*command, "--seed", 3, "--output_dir", tmp_path / "stopped") == 130
-    assert "stopped. What is done is kept." in capsys.readouterr().err
+    assert "stopped. Finished results are kept." in capsys.readouterr().err
 
 
 def test_generate_with_braces(model, runs, tmp_path, capsys):
     command = ["generate", "--model", model, *CALL, "--prompts", "a {} on the beach", "a dog", "--output_dir", tmp_path / "out"]
     assert dti(*command, "--token_scale", "0.5", "--concepts", runs / "dti" / "rex") == 0
-    assert "'a dog' has none of <rex> in it" in capsys.readouterr().err
+    assert "'a dog' does not contain <rex>" in capsys.readouterr().err
     assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
     assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
-    assert "Which of <rex>, <tom>" in capsys.readouterr().err
+    assert "any of <rex>, <tom>" in capsys.readouterr().err
 
 
 def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):

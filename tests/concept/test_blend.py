@@ -53,8 +53,8 @@ def test_the_strip(model, ends, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--prompts", "a <dog>"], "'a <dog>' has none"),
-        (["--prompts", "a {}", "--steps", "1"], "--steps must be 2 or more"),
+        (["--prompts", "a <dog>"], "'a <dog>' does not have it"),
+        (["--prompts", "a {}", "--steps", "1"], "--steps must be at least 2"),
     ],
 )
 def test_one_line_says_what_is_wrong(ends, tmp_path, capsys, more, message):

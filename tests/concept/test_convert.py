@@ -15,7 +15,7 @@ from test_third_party import ONE, THREE, TWO, rows
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.cli import main
-from diffusers_dti.concept.convert import PROGRAMS, convert
+from diffusers_dti.concept.convert import convert, programs
 from diffusers_dti.concept.source import read_stored
 from diffusers_dti.pipeline.tokenizer import token_names
 
@@ -67,7 +67,7 @@ def test_round_trips_keep_every_bit(kind, tmp_path):
     metadata, truth, _, onetrainer = CONCEPTS[kind]
     metadata = metadata | {"pooling": "legacy", "base_model": "user/model"}
     truth, source = saved(tmp_path / "ours", metadata, truth), tmp_path / "ours"
-    for program in PROGRAMS if onetrainer else PROGRAMS[:3]:  # one after the other, and back
+    for program in programs() if onetrainer else programs()[:3]:  # one after the other, and back
         there = convert(source, program, tmp_path / program)
         convert(there[0].parent if program == "diffusers" else there[0], "diffusers", tmp_path / f"from {program}")
         again = read_stored(tmp_path / f"from {program}")
@@ -94,7 +94,7 @@ def test_stock_diffusers_reads_what_is_written_for_it(saved_as, component, sdxl,
 
 def test_a_pipeline_gets_the_same_from_every_file(sdxl, tmp_path):
     saved(tmp_path / "ours", {}, SMALL)
-    for program in PROGRAMS:
+    for program in programs():
         (path, *_) = convert(tmp_path / "ours", program, tmp_path / program)
         pipe = copy.deepcopy(sdxl)
         pipe.load_directional_inversion(path)

@@ -105,6 +105,11 @@ def test_what_is_not_known_is_left_out():
     assert "load_textual_inversion" not in card and ".frames[0]" in card
 
 
+def test_the_code_names_the_dtype_as_diffusers_does():
+    body = str(model_card(concept(), "user/dti-dog"))
+    assert body.count(", dtype=torch.bfloat16)") == 2 and "torch_dtype" not in body
+
+
 @pytest.mark.parametrize("base", ["out/my/model", "/home/me/model", "C:\\me", "..", "model", "a/b\nc", 5, ["x"], '"a/b"'])
 def test_a_base_model_that_is_no_repository_is_left_out(base):
     data, body = front_matter(str(model_card(concept(base_model=base), "user/dti-dog")))

@@ -8,6 +8,7 @@ from helpers import differing, states
 from tiny_pipelines import generate
 
 from diffusers_dti import DirectionalInversion
+from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
 from diffusers_dti.pipeline import vocabulary
 from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 
@@ -194,7 +195,7 @@ def test_adoption_at_another_precision_and_scale(sd, concept, tmp_path, how):
         sd.load_directional_inversion(made, token_scale="mean" if how == "another scale" else None)
         if how == "bfloat16":
             sd.to(torch.bfloat16)
-    again = reopened(sd, tmp_path, torch_dtype=torch.float32)
+    again = reopened(sd, tmp_path, **{DTYPE_ARGUMENT: torch.float32})
     again.load_directional_inversion(made)
     row = again.text_encoder.get_input_embeddings().weight[again.tokenizer.convert_tokens_to_ids("<dog>")]
     assert torch.equal(row, made.embeddings["text_encoder"][0])
