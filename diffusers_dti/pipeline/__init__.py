@@ -1,1 +1,1 @@
-"""."""
+"""Concepts in a pipeline: load, unload, save and inspect them."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..concept.concept import Concept
 from ..pipeline.text_encoders import TextEncoder
-from ..pipeline.vocabulary import repeat_rows, token_ids_of
+from ..pipeline.word_rows import repeat_rows, token_ids_of
 
 
 @torch.no_grad()

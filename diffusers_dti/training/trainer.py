@@ -20,7 +20,7 @@ from ..families import find_family
 from ..pipeline import loading, vocabulary
 from ..pipeline.offload import offload_disabled
 from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
-from ..pipeline.vocabulary import word_rows
+from ..pipeline.word_rows import word_rows
 from . import checkpoint, validation
 from .adapter import Adapter
 from .config import DTIConfig

@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
-from diffusers_dti.pipeline import loading, text_encoders, vocabulary
+from diffusers_dti.pipeline import loading, matching, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}
 GUIDED = {"negative_prompt": "blurry", "guidance_scale": 5.0}
@@ -145,12 +145,12 @@ def test_components_that_are_not_loaded_yet(sdxl, concept, tmp_path, monkeypatch
         made.load_directional_inversion(concept(sdxl))
     assert made.text_encoder is None and made.tokenizer is None
     warnings = []
-    for module in (loading, text_encoders):
+    for module in (loading, matching):
         monkeypatch.setattr(module.logger, "warning", warnings.append)
     made.load_components(["text_encoder_2", "tokenizer_2"])
     made.load_directional_inversion(concept(sdxl))
     (warning,) = warnings
-    assert "no text_encoder: that part of the concept stays unused" in warning and "`load_components()` before" in warning
+    assert "no text_encoder: that part of the concept stays unused" in warning and "call `load_components()` first" in warning
     made.unload_directional_inversion()
     made.load_components(["text_encoder", "tokenizer"])
     loaded = made.load_directional_inversion(concept(sdxl, vectors=3))
