@@ -15,7 +15,7 @@ def find_family(pipe: Pipeline) -> Family:
     """Find the family of a pipeline and bind it to the pipeline.
 
     Raises:
-        ValueError: if no family fits, listing the families; or if the pipeline's scheduler cannot be trained with.
+        ValueError: if no family fits, listing the families, or if the pipeline's scheduler cannot be trained with.
     """
     for family in FAMILIES:
         if family.matches(pipe):

@@ -93,7 +93,7 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Encode crops, (3, h, w) in [-1, 1], one by one in float32; see `encode_image` for the results."""
+        """Encode crops, (3, h, w) in [-1, 1], one by one in float32, as `encode_image` does."""
         vae, encoded = self.pipe.vae, []
         with upcast(vae):
             for pixels in crops:

@@ -30,11 +30,11 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
         Args:
             source: where the concept is: a Hub id ("user/dti-dog"), a folder, a file, a state dict, or a
                 `DirectionalInversion`. Files may be ours or those of diffusers' scripts, A1111, ComfyUI, kohya,
-                OneTrainer and InvokeAI. A state dict maps a placeholder to its rows, (d,) or (n, d), or each component to its
-                rows: `{"text_encoder": rows, "text_encoder_2": rows}`, together with `token`.
+                OneTrainer and InvokeAI. A state dict is what such a file holds, such as `{"<dog>": rows}`, or has the rows of
+                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`.
             token: the placeholder to use in prompts, such as "<dog>"; the file's own by default.
-            token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number. The stored
-                norm by default. "mean" repairs the inflated embeddings of classic textual inversion.
+            token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number. By
+                default the stored norm. "mean" repairs the inflated embeddings of classic textual inversion.
             pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" pools at the placeholder, as transformers
                 does with SDXL's configuration. By default as the concept was trained, or "eos" if its file does not say.
             hf_token: the Hub's access token; by default the one of `hf auth login`.
@@ -58,7 +58,6 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
 
             ```py
             >>> import diffusers_dti
-            >>> import torch
             >>> from diffusers import DiffusionPipeline
 
             >>> pipe = DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0").to("cuda")

@@ -167,7 +167,7 @@ def _describe_missing(pipe: Pipeline) -> str:
 
 
 def rescale(
-    encoders: Mapping[str, TextEncoder], inversion: DirectionalInversion, token_scale: ScaleRule | float
+    encoders: Mapping[str, TextEncoder], inversion: DirectionalInversion, token_scale: str | float
 ) -> DirectionalInversion:
     """Return a concept at other norms.
 
