@@ -1,4 +1,4 @@
-"""Fixtures: tiny random pipelines, built offline once a session, a fresh copy for each test."""
+"""Fixtures: tiny random pipelines, built offline once per session. Each test gets a fresh copy."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def wan22(_wan22):
 
 @pytest.fixture(scope="session")
 def model(_sdxl, tmp_path_factory):
-    """A folder to open a pipeline from, for commands."""
+    """Save a pipeline in a folder, for commands to open."""
     folder = tmp_path_factory.mktemp("model")
     _sdxl.save_pretrained(folder)
     return str(folder)
@@ -91,7 +91,7 @@ def unet_pipe(request):
 
 @pytest.fixture
 def photos():
-    """Three little pictures, one of them not square."""
+    """Make three small images, one of them not square."""
     from PIL import Image
 
     rng = random.Random(0)
@@ -105,7 +105,7 @@ def photos():
 
 @pytest.fixture
 def concept():
-    """Makes a concept that fits a pipeline: `concept(pipe, "<dog>", vectors=2, scale=0.4)`."""
+    """Return a function that makes a concept for a pipeline: `concept(pipe, "<dog>", vectors=2, scale=0.4)`."""
     from diffusers_dti import DirectionalInversion
     from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
@@ -113,9 +113,7 @@ def concept():
         generator = torch.Generator().manual_seed(seed)
         rows = {}
         for component, text_encoder in find_text_encoders(pipe).items():
-            encoder = text_encoder.model
-            width = encoder.get_input_embeddings().weight.shape[1]
-            rows[component] = torch.randn(vectors, width, generator=generator)
+            rows[component] = torch.randn(vectors, text_encoder.width, generator=generator)
         return DirectionalInversion.from_embeddings(word, rows, metadata).rescale(scale)
 
     return make

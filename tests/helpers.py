@@ -1,20 +1,22 @@
-"""What several tests share: what a pipeline was before and is after, and formulas written out."""
+"""Share what several tests need: the state of a pipeline before and after, batches, and the method as written formulas."""
 
 import copy
 import json
 import math
+from dataclasses import replace
 
 import torch
 
+from diffusers_dti.families import Batch, find_family
 from diffusers_dti.pipeline.offload import module_hooks
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
 def state(tokenizer, encoder):
-    """All that unloading must put back, comparable."""
+    """Return all that unloading must put back, as values that can be compared."""
     if hasattr(tokenizer, "_tokenizer"):
         tokens = json.loads(tokenizer._tokenizer.to_str())
-        tokens.pop("padding"), tokens.pop("truncation")  # every call sets them
+        tokens.pop("padding"), tokens.pop("truncation")  # changed by every call
     else:
         tokens = {
             "decoder": {i: repr(t) for i, t in tokenizer._added_tokens_decoder.items()},
@@ -40,16 +42,17 @@ def state(tokenizer, encoder):
 
 
 def states(pipe):
+    """Return `state` of every text encoder, by component and name."""
     return {f"{c} {k}": v for c, e in find_text_encoders(pipe).items() for k, v in state(e.tokenizer, e.model).items()}
 
 
 def differing(a, b):
-    """The names of what differs: the values are long."""
+    """Return the names of the values that differ; the values themselves are long."""
     return [k for k in a | b if a.get(k) != b.get(k)]
 
 
 def everything(pipe):
-    """What `fit` must give back."""
+    """Return all that `fit` must leave as it was."""
     modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     return {
         "weights": {
@@ -69,6 +72,7 @@ def everything(pipe):
 
 
 def same(a, b):
+    """Compare nested values that may be tensors."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, tuple | list):
@@ -77,7 +81,7 @@ def same(a, b):
 
 
 def written_method(v, loss, prior, lr, kappa, beta, steps):
-    """The steps of the method, one row at a time, in float64 (paper, section 4)."""
+    """Take the steps of the method one row at a time, in float64 (paper, section 4)."""
     v = v.double().clone()
     s = [0.0] * len(v)
     for t in range(1, steps + 1):
@@ -95,6 +99,7 @@ def written_method(v, loss, prior, lr, kappa, beta, steps):
 
 
 def hooks(pipe):
+    """Return accelerate's hooks on each component of a pipeline, comparable."""
     return {
         name: [
             (n, type(h).__name__, getattr(h, "execution_device", None), getattr(h, "offload", None))
@@ -107,5 +112,25 @@ def hooks(pipe):
 
 
 def rows_in(pipe, component, word="<dog>"):
+    """Return the row of a token in an encoder's table."""
     encoder = find_text_encoders(pipe)[component]
     return encoder.weight[encoder.tokenizer.convert_tokens_to_ids(word)].detach()
+
+
+def family_batch(pipe, size=2, **changes):
+    """Make a batch of samples for a pipeline's family, the same for every call."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (size, 16, 1, 4, 4) if "Wan" in type(pipe).__name__ else (size, 4, 8, 8)
+    latents, noise = torch.randn(2, *shape, generator=generator)
+    timesteps = torch.tensor([100, 900, 400, 0])[:size]
+    plain = Batch(
+        latents, noise, None, timesteps, ["a dog on the beach"] * size, [(16, 16)] * size, [(0, 0)] * size, (32, 32), [0] * size
+    )
+    return replace(plain, **changes)
+
+
+def family_loss(pipe, batch):
+    """Return the loss of a batch, as training computes it."""
+    family = find_family(pipe)
+    conditioning = family.encode_prompts(batch.prompts, batch.zero_pads)
+    return family.loss(batch, conditioning)

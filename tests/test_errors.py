@@ -1,4 +1,4 @@
-"""What goes wrong in the first week, and what is said then: one clear error that names the cure, the pipeline unchanged."""
+"""Common mistakes get one clear error that says what to do, and leave the pipeline unchanged."""
 
 import diffusers
 import pytest
@@ -18,7 +18,7 @@ TABLE = {
         "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
         "3 to 6 photos.",
     ),
-    "a broken picture": (
+    "a broken image": (
         {},
         "broken",
         "OSError: broken/0.png is not an image that can be opened, replace or remove it: cannot identify image file "
@@ -53,7 +53,7 @@ TABLE = {
         "ValueError: A placeholder that starts with hf_ looks like a Hub credential: pass that as `hf_token`.",
     ),
     "0 steps": ({"max_train_steps": 0}, "photos", "ValueError: max_train_steps must be at least 1, got 0."),
-    "captions without a place": (
+    "templates without a placeholder": (
         {"templates": ["a photo"]},
         "photos",
         'ValueError: Every template needs a "{}" where the placeholder goes.',
@@ -62,7 +62,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("case", TABLE)
-def test_what_is_said(case, sdxl, concept, photos, tmp_path, monkeypatch):
+def test_the_message(case, sdxl, concept, photos, tmp_path, monkeypatch):
     settings, folder, message = TABLE[case]
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "photos"):
@@ -87,7 +87,7 @@ def test_an_unsupported_pipeline():
         DTITrainer(pipe)
 
 
-def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
+def test_saving_several_vectors_warns(sdxl, concept, tmp_path, caplog):
     from diffusers_dti.pipeline.tokenizer import logger
 
     sdxl.load_directional_inversion(concept(sdxl, "<cat>"))
@@ -102,7 +102,7 @@ def test_several_vectors_are_told_of_at_save(sdxl, concept, tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["sdxl", "sana", "wan"])
 def test_no_table_is_made_in_a_step(name, request):
-    """Over all operations of three steps, forward and backward, with large vocabularies."""
+    """No operation of three steps, forward and backward, has a result as large as the vocabulary."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     pipe = request.getfixturevalue(name)
@@ -116,7 +116,7 @@ def test_no_table_is_made_in_a_step(name, request):
             out = func(*args, **(kwargs or {}))
             tensors = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, torch.Tensor)]
             dtypes.update(x.dtype for x in tensors)
-            if func.__name__ != "detach.default":  # no memory of its own
+            if func.__name__ != "detach.default":  # shares its memory
                 largest.append(max((x.numel() for x in tensors), default=0))
             return out
 

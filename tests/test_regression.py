@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote (tests/regression, one folder each) are read as they were meant, for ever."""
+"""Read files that earlier versions wrote: tests/regression has one folder for each version."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_concepts_of_earlier_versions(folder, name, request):
         encoder = getattr(pipe, component)
         tokenizer = getattr(pipe, component.replace("text_encoder", "tokenizer"))
         ids = tokenizer("<dog>", add_special_tokens=False).input_ids
-        ids = ids[-len(expected) :]  # Gemma and T5 may put a ▁ before
+        ids = ids[-len(expected) :]  # Gemma and T5 may add a ▁ in front
         torch.testing.assert_close(
             encoder.get_input_embeddings().weight[ids].detach(), torch.tensor(expected), rtol=0, atol=1e-7
         )

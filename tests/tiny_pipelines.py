@@ -1,6 +1,6 @@
-"""Tiny random pipelines and tokenizers of the real classes, built offline, and pictures from them.
+"""Build tiny random pipelines and tokenizers of the real classes, offline, and generate images with them.
 
-Nothing of diffusers_dti is imported here: some tests check that it is not.
+This file must not import diffusers_dti, because some tests check that it is not imported.
 """
 
 import copy
@@ -13,7 +13,7 @@ style painting drawing scene dog cat toy red blue beach tower chef outfit teapot
 
 
 def clip_tokenizer(folder, pad_token="<|endoftext|>", length=24):
-    """CLIP's own layout: bytes, bytes with </w>, merges, start and end last. Every word of WORDS is one token."""
+    """Build a tokenizer with CLIP's layout: bytes, bytes with </w>, merges, start, end. Every word of WORDS is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -42,7 +42,7 @@ def clip_encoder(tokenizer, width, projected=False):
         bos_token_id=0, eos_token_id=2, pad_token_id=1,
     )  # fmt: skip
     encoder = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
-    with torch.no_grad():  # a spread of norms, and one row of norm 0 that statistics leave out
+    with torch.no_grad():  # various norms, and one row of norm 0, which statistics leave out
         table = encoder.get_input_embeddings().weight
         table.mul_(torch.linspace(0.3, 0.5, len(table))[:, None] / table.norm(dim=-1, keepdim=True))
         table[7] = 0
@@ -50,7 +50,7 @@ def clip_encoder(tokenizer, width, projected=False):
 
 
 def t5_tokenizer(folder, length=24):
-    """Unigram pieces with a leading ▁, as T5's and UMT5's, and </s> at the end."""
+    """Build a tokenizer like those of T5 and UMT5: unigram pieces with a leading ▁, and </s> at the end."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import AutoTokenizer
 
@@ -80,7 +80,7 @@ def t5_encoder(tokenizer, width, spare_rows=0, umt5=False):
 
 
 def gemma_tokenizer(folder):
-    """Gemma's layout: pieces with and without a leading ▁, bytes, <bos>, left padding, own tokens that are not special."""
+    """Build a tokenizer like Gemma's: pieces with and without ▁, bytes, <bos>, left padding, plain added tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import AutoTokenizer
 
@@ -199,7 +199,7 @@ def build_sana(tmp, sprint=False):
 
 
 def build_wan(tmp, two=False):
-    """Wan 2.1, or with `two` transformers 2.2."""
+    """Build Wan 2.1, or Wan 2.2, which has `two` transformers."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
     torch.manual_seed(3)
@@ -221,18 +221,18 @@ def build_wan(tmp, two=False):
     )  # fmt: skip
 
 
-SETTINGS_BESIDE_COMPONENTS = ("requires_safety_checker", "add_watermarker", "boundary_ratio", "expand_timesteps")
+SETTINGS = ("requires_safety_checker", "add_watermarker", "boundary_ratio", "expand_timesteps")
 
 
 def fresh_copy(pipe):
-    settings = {k: pipe.config[k] for k in SETTINGS_BESIDE_COMPONENTS if k in pipe.config}
+    settings = {k: pipe.config[k] for k in SETTINGS if k in pipe.config}
     settings = {"add_watermarker": False} if "text_encoder_2" in pipe.components else settings
     fresh = type(pipe)(**{k: copy.deepcopy(v) for k, v in pipe.components.items()}, **settings)
     fresh.set_progress_bar_config(disable=True)
     return fresh
 
 
-CALLS = {  # what small pipelines need beside the prompt
+CALLS = {  # arguments besides the prompt that small pipelines need
     "SanaPipeline": {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 24},
     "SanaSprintPipeline": {"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 24},
     "WanPipeline": {"height": 16, "width": 16, "num_frames": 1, "max_sequence_length": 24},
@@ -240,7 +240,7 @@ CALLS = {  # what small pipelines need beside the prompt
 
 
 def generate(pipe, prompt, **kwargs):
-    """A picture, or a video, as a tensor, two steps, seed 0."""
+    """Generate an image or a video as a tensor, in two steps from seed 0."""
     generator = torch.Generator().manual_seed(0)
     settings = CALLS.get(type(pipe).__name__, {"height": 16, "width": 16}) | kwargs
     out = pipe(prompt, num_inference_steps=2, generator=generator, output_type="np", **settings)

@@ -1,7 +1,6 @@
-"""What differs from one architecture to the next: one base class, one class each."""
+"""The supported architectures: one base class, and one class for each."""
 
-from typing import Any
-
+from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, Family
 from .sana import Sana
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
@@ -12,11 +11,11 @@ __all__ = ["FAMILIES", "Batch", "Conditioning", "Family", "find_family"]
 FAMILIES: list[type[Family]] = [StableDiffusionXL, StableDiffusion, Sana, Wan]
 
 
-def find_family(pipe: Any) -> Family:
-    """Find the family of a pipeline and bind it.
+def find_family(pipe: Pipeline) -> Family:
+    """Find the family of a pipeline and bind it to the pipeline.
 
     Raises:
-        ValueError: if no family fits, listing those there are.
+        ValueError: if no family fits, listing the families, or if the pipeline's scheduler cannot be trained with.
     """
     for family in FAMILIES:
         if family.matches(pipe):

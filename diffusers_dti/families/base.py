@@ -1,4 +1,4 @@
-"""What training needs to know of an architecture: the base class, and the batch that it is given."""
+"""The base class of architectures: what training needs to know about one, and the batch that it gets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,27 +11,41 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from ..pipeline.protocols import Pipeline
+
 Conditioning = dict[str, Tensor]
-"""What a denoiser is told of the prompts: the text encoders' states, masks and pooled states, by name."""
+"""What a denoiser gets to know about the prompts: the text encoders' states, masks and pooled states, by name."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass needs, for n samples."""
+    """What one forward pass needs, for n samples.
 
-    latents: Tensor  # (n, c, h, w) float32, or (n, c, frames, h, w)
-    noise: Tensor  # the shape of `latents`
-    weights: Tensor | None  # (n, 1, h, w), mean 1 in each sample: how much each place counts in the loss
-    timesteps: Tensor  # (n,) int64, indices into the training scheduler's noise levels
+    Args:
+        latents: (n, c, h, w) float32, or (n, c, frames, h, w).
+        noise: in the shape of `latents`.
+        weights: (n, 1, h, w), how much each place counts in the loss, with mean 1 in each sample; None if all count alike.
+        timesteps: (n,) int64, indices into the training scheduler's noise levels.
+        prompts: a prompt for each sample.
+        original_sizes: height and width of each photo in pixels.
+        crop_corners: top and left of each crop in the resized photo, in pixels.
+        resolution: height and width of the crops in pixels.
+        zero_pads: the number of tokens of zero embedding before each prompt.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    weights: Tensor | None
+    timesteps: Tensor
     prompts: list[str]
-    original_sizes: list[tuple[int, int]]  # height, width of each photo
-    crop_corners: list[tuple[int, int]]  # top, left of each crop in the resized photo
-    resolution: tuple[int, int]  # height, width of the crops
-    zero_pads: list[int]  # tokens of zero embedding before each prompt
+    original_sizes: list[tuple[int, int]]
+    crop_corners: list[tuple[int, int]]
+    resolution: tuple[int, int]
+    zero_pads: list[int]
 
 
 class Family(ABC):
-    """An architecture, bound to one pipeline of it.
+    """An architecture, bound to one of its pipelines.
 
     To add one, subclass this in a file of its own, list the class in `families.FAMILIES`, and add a row of the same name to
     `concept.registry.MODEL_FAMILIES`. Override the class attributes and the abstract methods.
@@ -40,14 +54,14 @@ class Family(ABC):
         pipe: a pipeline that `matches` accepts.
 
     Attributes:
-        name: what messages, files and model cards call the family.
-        denoisers: components that predict, such as ("unet",).
-        text_length: number of tokens that prompts are cut off at.
-        defaults: the family's settings in `DTIConfig`, where the user gives none.
+        name: the family's name in messages, files and model cards.
+        denoisers: the components that predict, such as ("unet",).
+        text_length: the number of tokens that prompts are truncated to.
+        defaults: the family's values for settings of `DTIConfig` that the user leaves at None.
         scheduler: the forward process in training.
 
     Raises:
-        ValueError: if the pipeline's scheduler describes no forward process that the family can be trained with.
+        ValueError: if the pipeline's scheduler does not describe a forward process that the family can be trained with.
     """
 
     name: ClassVar[str]
@@ -55,38 +69,55 @@ class Family(ABC):
     text_length: ClassVar[int]
     defaults: ClassVar[Mapping[str, Any]]
 
-    def __init__(self, pipe: Any):
+    def __init__(self, pipe: Pipeline):
         self.pipe = pipe
         self.scheduler = self.training_scheduler()
 
     @classmethod
     @abstractmethod
-    def matches(cls, pipe: Any) -> bool:
-        """Whether a pipeline belongs to this family and has all the components that training needs."""
+    def matches(cls, pipe: Pipeline) -> bool:
+        """Return whether a pipeline belongs to this family and has all the components that training needs."""
 
     @abstractmethod
     def training_scheduler(self) -> SchedulerMixin:
-        """Return the forward process that the pipeline's scheduler describes, regardless of its sampler."""
+        """Return the forward process that the pipeline's scheduler describes, regardless of its sampler.
+
+        Raises:
+            ValueError: if the family cannot be trained with it.
+        """
 
     @property
     @abstractmethod
     def resolution_step(self) -> int:
         """The number of pixels that the resolution must be a multiple of."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Encode crops, (3, h, w) in [-1, 1], to the mean and standard deviation of their scaled latents.
+        """Encode crops, (3, h, w) in [-1, 1], one by one in float32, as `encode_image` does."""
+        vae, encoded = self.pipe.vae, []
+        with upcast(vae):
+            for pixels in crops:
+                mean, std = self.encode_image(pixels[None].to(vae.device))
+                encoded.append((mean.cpu(), std.cpu()))
+        return encoded
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of a crop's latents, scaled as the denoiser takes them.
+
+        Args:
+            pixels: (1, 3, h, w) in [-1, 1], on the VAE's device.
 
         Returns:
-            For each crop two tensors of a batch of one, (1, c, h, w) or (1, c, 1, h, w), float32 on the CPU.
+            Two tensors, (1, c, h, w) or (1, c, 1, h, w) float32.
         """
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
-        """Encode n prompts the way the pipeline does; gradients reach the rows that are swapped in.
+        """Encode n prompts as the pipeline does. Gradients reach the rows that training has swapped in.
 
         Args:
-            prompts: n prompts with their placeholders.
+            prompts: n prompts, which contain placeholders.
             zero_pads: for each prompt, the number of tokens of zero embedding before its first word.
         """
 
@@ -99,7 +130,7 @@ class Family(ABC):
         """Return what the denoiser should have predicted."""
 
     def loss(self, batch: Batch, conditioning: Conditioning) -> Tensor:
-        """Return the squared error of the prediction, weighted where photos have masks: a scalar in float32."""
+        """Return the mean squared error of the prediction, a scalar in float32. Masks of photos weight it."""
         squared = (self.predict(batch, conditioning).float() - self.target(batch).float()).square()
         if batch.weights is None:
             return squared.mean()
@@ -108,25 +139,40 @@ class Family(ABC):
 
     @abstractmethod
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
-        """Generate an image of a prompt, for validation."""
+        """Generate an image for validation.
+
+        Args:
+            prompt: the prompt.
+            resolution: the side of the training crops, in pixels.
+            generator: the source of noise.
+        """
 
     def present_denoisers(self) -> dict[str, nn.Module]:
         """Return the denoisers that the pipeline has, by component."""
-        return {n: self.pipe.components[n] for n in self.denoisers if self.pipe.components.get(n) is not None}
+        components = self.pipe.components
+        return {n: components[n] for n in self.denoisers if components.get(n) is not None}
+
+
+def uncompiled_component(pipe: Pipeline, name: str) -> nn.Module | None:
+    """Return a component of a pipeline, without the wrapper of `torch.compile`; None if the pipeline lacks it."""
+    module = pipe.components.get(name)
+    return getattr(module, "_orig_mod", module)
 
 
 @contextmanager
 def upcast(module: nn.Module) -> Iterator[None]:
-    """Run a half precision module in float32 within the block: SDXL's VAE overflows in float16."""
+    """Convert a half precision module to float32 within the block: SDXL's VAE overflows in float16."""
     parameters = [(p, p.dtype) for p in module.parameters() if p.is_floating_point()]
-    buffers = [
-        (m, name, b.dtype) for m in module.modules() for name, b in m.named_buffers(recurse=False) if b.is_floating_point()
-    ]
-    nn.Module.to(module, torch.float32)  # diffusers' own `to` warns about what is intended here
+    buffers = []
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                buffers.append((owner, name, buffer.dtype))
+    nn.Module.to(module, torch.float32)  # diffusers' own `to` would warn
     try:
         yield
     finally:
         for p, dtype in parameters:
             p.data = p.data.to(dtype)
-        for m, name, dtype in buffers:  # `to` replaced them by new tensors
-            m._buffers[name] = m._buffers[name].to(dtype)
+        for owner, name, dtype in buffers:  # `to` has replaced the buffers themselves, not their data
+            owner._buffers[name] = getattr(owner, name).to(dtype)

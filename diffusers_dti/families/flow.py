@@ -1,4 +1,4 @@
-"""What the flow matching families share: the straight path from latents to noise, and its velocity as the target."""
+"""Flow matching: the straight path from latents to noise, with its velocity as the target."""
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -9,15 +9,15 @@ PREDICTION_TYPES = ("flow_prediction", "trigflow")
 
 
 class FlowFamily(Family):
-    """A family trained by flow matching, with all noise levels counting alike."""
+    """Share what the flow matching families have in common. All noise levels have the same weight."""
 
     scheduler: FlowMatchEulerDiscreteScheduler
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Return sigmas in even steps from 1 down to 1/1000.
 
-        A sampler's `flow_shift` is ignored, as in the authors' training; the `shift` of a scheduler made
-        for flow matching is not.
+        The `flow_shift` of a sampler is ignored, as in the authors' training. The `shift` of a scheduler that is made for flow
+        matching is kept.
         """
         scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
         flow = type(scheduler).__name__.startswith("FlowMatch")
@@ -29,7 +29,7 @@ class FlowFamily(Family):
         return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=config.get("shift", 1.0) if flow else 1.0)
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (1 - sigma) latents + sigma noise, and the sigmas, (n,); `batch.timesteps` count down from sigma 1."""
+        """Return (1 - sigma) latents + sigma noise, and the sigmas, (n,). `batch.timesteps` count down from sigma 1."""
         sigmas = self.scheduler.sigmas.to(batch.latents.device)[batch.timesteps]
         at = sigmas.view(-1, *[1] * (batch.latents.ndim - 1))
         return (1 - at) * batch.latents + at * batch.noise, sigmas

@@ -1,6 +1,6 @@
-"""SANA 1.0, 1.5 and Sprint: Gemma 2, a linear transformer on the latents of a deep autoencoder, flow matching."""
+"""SANA 1.0, 1.5 and Sprint: Gemma 2, a linear transformer on the latents of a deep autoencoder, and flow matching."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,18 +8,19 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from .base import Batch, Conditioning, upcast
+from ..pipeline.protocols import Pipeline
+from .base import Batch, Conditioning, uncompiled_component
 from .flow import FlowFamily
 from .unpadded import encoder_inputs
 
-SPRINT_GUIDANCE = 4.5  # the default of Sprint's pipeline call, which the network is told
+SPRINT_GUIDANCE = 4.5  # the default of Sprint's pipeline call, which is an input of the network
 
 
 class Sana(FlowFamily):
     """SANA and its variants with the same transformer: PAG, ControlNet, Sprint.
 
-    Sprint's transformer is the same network after distillation. It is trained here as the flow model that it still is, at the
-    noise levels that its own pipeline uses, without the losses that it was distilled with.
+    Sprint's transformer is the same network after distillation. Training uses it as the flow model that it still is, at the
+    noise levels of its own pipeline, without the losses that it was distilled with.
     """
 
     name = "SANA"
@@ -36,28 +37,24 @@ class Sana(FlowFamily):
     }
 
     @classmethod
-    def matches(cls, pipe: Any) -> bool:
-        parts = pipe.components
-        transformer, vae = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("transformer", "vae"))
-        both = isinstance(transformer, SanaTransformer2DModel) and isinstance(vae, AutoencoderDC)
-        return both and parts.get("text_encoder") is not None
+    def matches(cls, pipe: Pipeline) -> bool:
+        return (
+            isinstance(uncompiled_component(pipe, "transformer"), SanaTransformer2DModel)
+            and isinstance(uncompiled_component(pipe, "vae"), AutoencoderDC)
+            and pipe.components.get("text_encoder") is not None
+        )
 
     @property
     def resolution_step(self) -> int:
         return self.pipe.vae_scale_factor * self.pipe.transformer.config.patch_size
 
-    @torch.no_grad()
-    def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled latents and zeros: SANA's autoencoder is deterministic."""
-        vae, encoded = self.pipe.vae, []
-        with upcast(vae):
-            for pixels in crops:
-                latents = vae.encode(pixels[None].to(vae.device)).latent * vae.config.scaling_factor
-                encoded.append((latents.cpu(), torch.zeros(latents.shape)))
-        return encoded
+        latents = self.pipe.vae.encode(pixels).latent * self.pipe.vae.config.scaling_factor
+        return latents, torch.zeros_like(latents)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
-        """Return Gemma's last states, (n, longest, 2304), and a mask of the real ones; no instruction precedes the prompts."""
+        """Return Gemma's last states, (n, longest, 2304), and a mask of the real ones. No instruction precedes the prompts."""
         pipe = self.pipe
         lowered = [p.lower().strip() for p in prompts]  # as the pipeline does
         inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, lowered, self.text_length, zero_pads)
@@ -81,6 +78,6 @@ class Sana(FlowFamily):
         ).sample
 
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
-        """Generate at the training resolution, without the instruction that training has not seen."""
+        """Generate at the training resolution, without the instruction that the pipeline puts before prompts by default."""
         size = {"height": resolution, "width": resolution, "use_resolution_binning": False}
         return self.pipe(prompt, complex_human_instruction=None, generator=generator, **size).images[0]

@@ -1,21 +1,21 @@
-"""Stable Diffusion 1.5, 2.x and XL: CLIP encoders, a UNet, the scheduler's own prediction type."""
+"""Stable Diffusion 1.5, 2.x and XL: CLIP encoders, a UNet, and the scheduler's own prediction type."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.utils.torch_utils import is_compiled_module
 from PIL import Image
 from torch import Tensor
 
-from .base import Batch, Conditioning, Family, upcast
+from ..pipeline.protocols import Pipeline, Tokenizer
+from .base import Batch, Conditioning, Family, uncompiled_component
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class UNetFamily(Family):
-    """What the UNet families share: the forward process, the VAE's posterior, the target of the prediction type."""
+    """Share the forward process, the VAE's posterior, and the target of the scheduler's prediction type."""
 
     denoisers = ("unet",)
     text_length = 77
@@ -35,15 +35,10 @@ class UNetFamily(Family):
     def resolution_step(self) -> int:
         return self.pipe.vae_scale_factor
 
-    @torch.no_grad()
-    def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        vae, encoded = self.pipe.vae, []
-        scale = vae.config.scaling_factor
-        with upcast(vae):
-            for pixels in crops:
-                posterior = vae.encode(pixels[None].to(vae.device)).latent_dist
-                encoded.append(((posterior.mean * scale).cpu(), (posterior.std * scale).cpu()))
-        return encoded
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        vae = self.pipe.vae
+        posterior, scale = vae.encode(pixels).latent_dist, vae.config.scaling_factor
+        return posterior.mean * scale, posterior.std * scale
 
     def noisy_latents(self, batch: Batch) -> Tensor:
         """Add noise to the latents at the batch's timesteps, in the UNet's dtype."""
@@ -58,16 +53,17 @@ class UNetFamily(Family):
         return batch.latents
 
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
-        return self.pipe(prompt, generator=generator).images[0]  # at the pipeline's own size
+        """Generate at the pipeline's own size."""
+        return self.pipe(prompt, generator=generator).images[0]
 
 
-class StableDiffusion(UNetFamily):
-    """Stable Diffusion 1.5 and 2.x, and their variants with a plain UNet: img2img, ControlNet, fine-tunes."""
+class StableDiffusionXL(UNetFamily):
+    """SDXL and its variants with both encoders and a plain UNet: img2img, ControlNet, fine-tunes."""
 
-    name = "Stable Diffusion 1.5 and 2.x"
-    # The paper has no settings for these models: SDXL's, at the models' own resolution.
+    name = "SDXL"
+    # The authors' settings (paper, appendix; their launchers).
     defaults: ClassVar[Mapping[str, Any]] = {
-        "resolution": 512,
+        "resolution": 768,
         "train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "max_train_steps": 400,
@@ -75,7 +71,43 @@ class StableDiffusion(UNetFamily):
     }
 
     @classmethod
-    def matches(cls, pipe: Any) -> bool:
+    def matches(cls, pipe: Pipeline) -> bool:
+        both = all(pipe.components.get(name) is not None for name in ("text_encoder", "text_encoder_2"))
+        return both and has_plain_unet(pipe) and pipe.unet.config.addition_embed_type == "text_time"
+
+    def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
+        """Return the penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
+        pipe, states = self.pipe, []
+        for tokenizer, encoder in [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]:
+            out = encoder(clip_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+            states.append(out.hidden_states[-2])
+        return {"context": torch.cat(states, -1), "pooled": out.text_embeds}
+
+    def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        noisy = self.noisy_latents(batch)
+        time_ids = [
+            (*size, *corner, *batch.resolution) for size, corner in zip(batch.original_sizes, batch.crop_corners, strict=True)
+        ]
+        return self.pipe.unet(
+            noisy,
+            batch.timesteps,
+            conditioning["context"].to(noisy.dtype),
+            added_cond_kwargs={
+                "text_embeds": conditioning["pooled"].to(noisy.dtype),
+                "time_ids": torch.tensor(time_ids, device=noisy.device, dtype=noisy.dtype),
+            },
+        ).sample
+
+
+class StableDiffusion(UNetFamily):
+    """Stable Diffusion 1.5 and 2.x, and their variants with a plain UNet: img2img, ControlNet, fine-tunes."""
+
+    name = "Stable Diffusion 1.5 and 2.x"
+    # The paper has no settings for these models. They get SDXL's, at their own resolution.
+    defaults: ClassVar[Mapping[str, Any]] = {**StableDiffusionXL.defaults, "resolution": 512}
+
+    @classmethod
+    def matches(cls, pipe: Pipeline) -> bool:
         parts = pipe.components
         return (
             getattr(getattr(parts.get("text_encoder"), "config", None), "model_type", None) == "clip_text_model"
@@ -94,55 +126,14 @@ class StableDiffusion(UNetFamily):
         return self.pipe.unet(noisy, batch.timesteps, conditioning["context"].to(noisy.dtype)).sample
 
 
-class StableDiffusionXL(UNetFamily):
-    """SDXL and its variants with both encoders and a plain UNet: img2img, ControlNet, fine-tunes."""
-
-    name = "SDXL"
-    # The authors' settings (paper, appendix; their launchers).
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "resolution": 768,
-        "train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "max_train_steps": 400,
-        "kappa": 1e-4,
-    }
-
-    @classmethod
-    def matches(cls, pipe: Any) -> bool:
-        both = all(pipe.components.get(name) is not None for name in ("text_encoder", "text_encoder_2"))
-        return both and has_plain_unet(pipe) and pipe.unet.config.addition_embed_type == "text_time"
-
-    def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
-        """Return the penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
-        pipe, states = self.pipe, []
-        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
-            out = encoder(clip_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
-            states.append(out.hidden_states[-2])
-        return {"context": torch.cat(states, -1), "pooled": out.text_embeds}
-
-    def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
-        noisy = self.noisy_latents(batch)
-        time_ids = [(*size, *corner, *batch.resolution) for size, corner in zip(batch.original_sizes, batch.crop_corners)]
-        return self.pipe.unet(
-            noisy,
-            batch.timesteps,
-            conditioning["context"].to(noisy.dtype),
-            added_cond_kwargs={
-                "text_embeds": conditioning["pooled"].to(noisy.dtype),
-                "time_ids": torch.tensor(time_ids, device=noisy.device, dtype=noisy.dtype),
-            },
-        ).sample
-
-
-def has_plain_unet(pipe: Any) -> bool:
-    """Whether there is a 2D UNet that takes latents alone: no frames, no inpainting, depth or instruction channels."""
-    parts = pipe.components
-    unet, vae = parts.get("unet"), parts.get("vae")
-    unet = unet._orig_mod if unet is not None and is_compiled_module(unet) else unet
+def has_plain_unet(pipe: Pipeline) -> bool:
+    """Return whether there is a 2D UNet that takes only latents: no frames, and no channels to inpaint, for depth or edits."""
+    unet, vae = uncompiled_component(pipe, "unet"), pipe.components.get("vae")
     return isinstance(unet, UNet2DConditionModel) and vae is not None and unet.config.in_channels == vae.config.latent_channels
 
 
-def clip_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def clip_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
     """Tokenize prompts to CLIP's full length, (n, 77)."""
     length = tokenizer.model_max_length
-    return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return tokens.input_ids

@@ -1,6 +1,6 @@
-"""Wan 2.1 and 2.2, text to video: UMT5, one transformer or two, flow matching; a photo is a video of one frame."""
+"""Wan 2.1 and 2.2, text to video: UMT5, one or two transformers, and flow matching. A photo is a video of one frame."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,13 +9,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import Batch, Conditioning, upcast
+from ..pipeline.protocols import Pipeline
+from .base import Batch, Conditioning, uncompiled_component
 from .flow import FlowFamily
 from .unpadded import encoder_inputs
 
 
 class Wan(FlowFamily):
-    """Wan from text alone, also for editing videos; not the models that take an image's channels beside the latents."""
+    """Wan from text, also to edit videos. Models that take the channels of an image along with the latents do not match."""
 
     name = "Wan"
     denoisers = ("transformer", "transformer_2")
@@ -31,28 +32,27 @@ class Wan(FlowFamily):
     }
 
     @classmethod
-    def matches(cls, pipe: Any) -> bool:
-        parts = pipe.components
-        vae, *models = (getattr(parts.get(name), "_orig_mod", parts.get(name)) for name in ("vae", *cls.denoisers))
-        models = [m for m in models if m is not None]
-        return (
-            parts.get("text_encoder") is not None
-            and isinstance(vae, AutoencoderKLWan)
-            and bool(models)
-            and all(isinstance(m, WanTransformer3DModel) and m.config.in_channels == vae.config.z_dim for m in models)
-        )
+    def matches(cls, pipe: Pipeline) -> bool:
+        vae = uncompiled_component(pipe, "vae")
+        if pipe.components.get("text_encoder") is None or not isinstance(vae, AutoencoderKLWan):
+            return False
+        models = [uncompiled_component(pipe, name) for name in cls.denoisers]
+        present = [m for m in models if m is not None]
+        fitting = [m for m in present if isinstance(m, WanTransformer3DModel) and m.config.in_channels == vae.config.z_dim]
+        return bool(present) and len(fitting) == len(present)
 
     @property
     def boundary(self) -> float | None:
-        """The sigma at which Wan 2.2 changes from one transformer to the other; None for a single transformer."""
+        """The sigma at which Wan 2.2 switches from one transformer to the other; None for a single transformer."""
         return self.pipe.config.get("boundary_ratio")
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """Return the same as other flow matching families, if the pipeline has the transformers for all noise levels."""
         needed = self.denoisers[: 1 if self.boundary is None else 2]
         missing = [n for n in needed if getattr(self.pipe, n, None) is None]
         if missing:
             raise ValueError(
-                f"This {type(self.pipe).__name__} (boundary_ratio {self.boundary}) has no {missing[0]}, and training draws "
+                f"This {type(self.pipe).__name__} (boundary_ratio {self.boundary}) has no {missing[0]}, and training uses "
                 "noise of all levels: load the pipeline with all its transformers."
             )
         return super().training_scheduler()
@@ -61,19 +61,16 @@ class Wan(FlowFamily):
     def resolution_step(self) -> int:
         return self.pipe.vae_scale_factor_spatial * self.pipe.transformer.config.patch_size[-1]
 
-    @torch.no_grad()
-    def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return the normalized modes of the latents, (1, c, 1, h, w), and zeros: the authors train on the mode."""
-        vae, encoded = self.pipe.vae, []
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
-        with upcast(vae):
-            for pixels in crops:
-                mode = vae.encode(pixels[None, :, None].to(vae.device)).latent_dist.mode().cpu()
-                encoded.append(((mode - mean) / std, torch.zeros(mode.shape)))
-        return encoded
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalized mode of the latents, (1, c, 1, h, w), and zeros: the authors train on the mode."""
+        vae = self.pipe.vae
+        mode = vae.encode(pixels[:, :, None]).latent_dist.mode().cpu()
+        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        return (mode - mean) / std, torch.zeros_like(mode)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
-        """Return UMT5's last states, followed by zeros up to 512 positions, which the transformer does not mask."""
+        """Return UMT5's last states, (n, 512, 4096): zeros follow the real ones, and the transformer does not mask them."""
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         cleaned = [prompt_clean(p) for p in prompts]
@@ -82,7 +79,7 @@ class Wan(FlowFamily):
         return {"context": pad(states, (0, 0, 0, self.text_length - states.shape[1]))}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
-        """Predict the velocity; each of Wan 2.2's two transformers takes the samples on its side of the boundary."""
+        """Predict the velocity. Each of Wan 2.2's two transformers takes the samples on its side of the boundary."""
         latents, sigmas = self.noisy_latents(batch)
         prediction = torch.zeros_like(latents)
         high = torch.ones_like(sigmas, dtype=torch.bool) if self.boundary is None else sigmas >= self.boundary

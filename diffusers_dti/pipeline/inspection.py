@@ -1,5 +1,4 @@
-"""What a concept is beside a vocabulary: its family, its norms among those of the words, its angle to the word it came from,
-the words nearest to it. All of it reads, and changes nothing."""
+"""Compare a concept with a vocabulary: norms, angles to the initializer, and the nearest words. Nothing here writes."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,65 +12,110 @@ from ..concept import registry
 from ..concept.inversion import DirectionalInversion
 from ..figures import figure_class
 from ..sphere import angle
+from .matching import match_components
 from .offload import offload_disabled
-from .text_encoders import TextEncoder, find_text_encoders, match_components
-from .vocabulary import word_rows
+from .protocols import Pipeline
+from .text_encoders import TextEncoder, find_text_encoders
+from .word_rows import word_rows
 
-BINS = 40
-ROUNDING = 0.01  # by which a norm may pass the vocabulary's: tables in half precision are rounded
+BINS = 40  # of the histogram of norms
+ROUNDING = 0.01  # how far a normal norm may be outside the vocabulary's range: tables in half precision are rounded
 
 
 def family(concept: DirectionalInversion) -> str | None:
-    """The family of models that a concept is for as its file says, or likely for by its components and their widths."""
+    """Return the family of models that a concept is for.
+
+    Returns:
+        The family that the concept's file names; otherwise the one that its components and their widths suggest, or None.
+
+    Example:
+
+        ```py
+        >>> import torch
+        >>> from diffusers_dti import DirectionalInversion
+        >>> from diffusers_dti.pipeline.inspection import family
+
+        >>> family(DirectionalInversion.from_embeddings("<dog>", {"text_encoder": torch.ones(2304)}))
+        'SANA'
+        ```
+    """
     return concept.metadata.get("family") or registry.infer_family({c: v.shape[1] for c, v in concept.directions.items()})
 
 
-def from_vocabulary(pipe: Any, words: str, num_vectors: int | None = None) -> DirectionalInversion:
-    """Words of a pipeline's own vocabulary as a concept, to move towards or away from by `DirectionalInversion.slerp`.
+def from_vocabulary(pipe: Pipeline, words: str, num_vectors: int | None = None) -> DirectionalInversion:
+    """Make a concept from words of a pipeline's own vocabulary, to move towards or away from with `DirectionalInversion.slerp`.
 
     Args:
-        pipe: the pipeline; its text encoders are enough.
-        words: one vector for each of their tokens.
-        num_vectors: of the concept to be mixed with; where it is more than the words have, their rows are taken in turn.
+        pipe: the pipeline. Tokenizers and text encoders are enough.
+        words: the words, with one vector for each of their tokens.
+        num_vectors: the number of vectors of the concept to mix it with. If the words have fewer, their rows are repeated.
 
     Raises:
-        ValueError: for words of more vectors than that.
+        ValueError: if the words have more vectors than that, or an encoder does not know them.
+
+    Example:
+
+        ```py
+        >>> from diffusers_dti.pipeline.inspection import from_vocabulary
+
+        >>> dog = pipe.load_directional_inversion("user/dti-dog")
+        >>> redder = dog.slerp(from_vocabulary(pipe, "red", dog.num_vectors), degrees=20)
+        ```
     """
     return DirectionalInversion.from_embeddings(words, word_rows(find_text_encoders(pipe), words, num_vectors))
 
 
-def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -> dict[str, Any]:
-    """All that can be said of a concept, as JSON values.
+def inspect(concept: DirectionalInversion, pipe: Pipeline | None = None, nearest: int = 5) -> dict[str, Any]:
+    """Report on a concept, in JSON values.
 
     Args:
-        concept: what to look at.
-        pipe: the pipeline that it is for, of which tokenizers and text encoders are enough. Without one nothing is said of
-            the vocabulary.
-        nearest: how many of the words nearest to each vector to name.
+        concept: the concept.
+        pipe: the pipeline that it is for. Tokenizers and text encoders are enough. Without one, the report does not compare
+            the concept with a vocabulary.
+        nearest: the number of nearest words to name for each vector.
 
     Returns:
-        "placeholder_token", "num_vectors", "family" (or None), "metadata", and "encoders": by component "width", "encoder" (its
-        likely name, or None) and "vectors", a dict each with its "norm". With a pipeline each encoder has its "vocabulary" (the
-        number of "words", the "min", "mean" and "max" of their norms, a histogram's "counts" and "edges") and a "verdict", and
-        each vector its "percentile" among these norms, "times_mean", "angle" to the initializer's row in degrees (None where
-        there is none), and the "nearest" words by cosine, {"token", "cosine"}.
+        A dict of "placeholder_token", "num_vectors", "family" (or None), "metadata" and "encoders". The latter has, for each
+        component, a dict of
+
+        - "width", of the embeddings;
+        - "encoder", its likely name, or None;
+        - "vectors", a list with a dict for each vector: its "norm" and, with a pipeline, the "percentile" of the norm in the
+          vocabulary, "times_mean" (the norm divided by the vocabulary's mean), "angle" to the initializer's row in degrees
+          (None without such a row), and "nearest", a list of {"token", "cosine"};
+        - "vocabulary", with a pipeline: the number of "words", the "min", "mean" and "max" of their norms, and the "counts"
+          and "edges" of a histogram of the norms;
+        - "verdict", with a pipeline: a line of text.
 
     Raises:
-        ValueError: for a pipeline that the concept is not for.
+        ValueError: if the concept is not for the pipeline.
+
+    Example:
+
+        ```py
+        >>> from diffusers_dti.pipeline.inspection import inspect
+
+        >>> dog = pipe.load_directional_inversion("user/dti-dog")
+        >>> report = inspect(dog, pipe)
+        >>> list(report)
+        ['placeholder_token', 'num_vectors', 'family', 'metadata', 'encoders']
+        >>> list(report["encoders"]["text_encoder_2"])
+        ['width', 'encoder', 'vectors', 'vocabulary', 'verdict']
+        ```
     """
     encoders: dict[str, dict[str, Any]] = {}
-    text_encoders = {} if pipe is None else find_text_encoders(pipe)
+    text_encoders: dict[str, TextEncoder] = {}
     if pipe is not None:
+        text_encoders = find_text_encoders(pipe)
         concept = match_components(pipe, text_encoders, concept)
     keys = registry.declared_encoders(concept.directions, concept.metadata)
     for component, v in concept.directions.items():
-        norms = concept.scales[component].tolist()
         encoders[component] = {
             "width": v.shape[1],
             "encoder": registry.encoder_label(keys.get(component), v.shape[1]),
-            "vectors": [{"norm": m} for m in norms],
+            "vectors": [{"norm": norm} for norm in concept.scales[component].tolist()],
         }
-        if pipe is not None:
+        if component in text_encoders:
             with offload_disabled(text_encoders[component].model):
                 _compare(encoders[component], concept, text_encoders[component], nearest)
     return {
@@ -85,16 +129,17 @@ def inspect(concept: DirectionalInversion, pipe: Any = None, nearest: int = 5) -
 
 @torch.no_grad()
 def _compare(found: dict[str, Any], concept: DirectionalInversion, encoder: TextEncoder, nearest: int) -> None:
-    """Add to `found` what one encoder's vocabulary says."""
+    """Add to `found`, an encoder's part of the report, how the concept compares with the encoder's vocabulary."""
     weight = encoder.weight
     all_norms = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32).cpu()
     ids = (encoder.original_rows() & (all_norms > 0)).nonzero()[:, 0]
     norms, v = all_norms[ids], concept.directions[encoder.component]
-    # a part at a time: in float32 Gemma's and UMT5's tables are 2 and 4 GB
-    cosines = torch.cat([v @ rows.float().cpu().T for rows in weight.split(8192)], 1)[:, ids] / norms
+    # One part of the table at a time: in float32, Gemma's and UMT5's are 2 and 4 GB.
+    products = [v @ rows.float().cpu().T for rows in weight.split(8192)]
+    cosines = torch.cat(products, 1)[:, ids] / norms
     best = cosines.topk(min(nearest, len(ids)))
     counts, edges = torch.histogram(norms, BINS)
-    low, mean, high = (getattr(norms, f)().item() for f in ("min", "mean", "max"))
+    low, mean, high = norms.min().item(), norms.mean().item(), norms.max().item()
     found["vocabulary"] = {
         "words": len(norms), "min": low, "mean": mean, "max": high,
         "counts": counts.int().tolist(), "edges": edges.tolist(),
@@ -111,19 +156,19 @@ def _compare(found: dict[str, Any], concept: DirectionalInversion, encoder: Text
 
 
 def _angles(concept: DirectionalInversion, encoder: TextEncoder) -> Tensor | None:
-    """Degrees between a concept's vectors and the rows of the words it was started from, where there are such rows."""
+    """Return the angles in degrees, (n,), between a concept's vectors and its initializer's rows; None without such rows."""
     initializer, v = concept.metadata.get("initializer"), concept.directions[encoder.component]
     if not isinstance(initializer, str):
         return None
     try:
         rows = word_rows({encoder.component: encoder}, initializer, len(v))[encoder.component]
-    except ValueError:  # it was no word but another concept, or another vocabulary's
+    except ValueError:  # the initializer was another concept, or is not a word of this vocabulary
         return None
     return torch.rad2deg(angle(v, rows))
 
 
 def _verdict(vectors: list[dict[str, Any]], low: float, high: float) -> str:
-    """A line about the vector whose norm is farthest outside the vocabulary's."""
+    """Write a line about the vector whose norm is farthest outside the vocabulary's."""
     vector = max(vectors, key=lambda x: max(x["norm"] / high, low / x["norm"]))
     norm, share = vector["norm"], vector["times_mean"]
     if low * (1 - ROUNDING) <= norm <= high * (1 + ROUNDING):
@@ -134,36 +179,65 @@ def _verdict(vectors: list[dict[str, Any]], low: float, high: float) -> str:
 
 
 def _ordinal(number: int) -> str:
+    """Write a number as 1st, 2nd, 3rd, 4th."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """A report of `inspect` as lines of text."""
-    metadata, encoders = report["metadata"], report["encoders"]
-    count = report["num_vectors"]
-    lines = [f"{report['placeholder_token']}: {count} vector{'s' if count > 1 else ''} for each of {', '.join(encoders)}"]
+    """Write a report of `inspect` as lines of text.
+
+    Example:
+
+        ```py
+        >>> from diffusers_dti.pipeline.inspection import inspect, table
+
+        >>> dog = pipe.load_directional_inversion("user/dti-dog")
+        >>> print(table(inspect(dog)).splitlines()[0])
+        <dog>: 1 vector for each of text_encoder, text_encoder_2
+        ```
+    """
+    metadata, count = report["metadata"], report["num_vectors"]
+    vectors = f"{count} vector{'s' if count > 1 else ''}"
+    lines = [f"{report['placeholder_token']}: {vectors} for each of {', '.join(report['encoders'])}"]
     lines.append(f"family      {report['family'] or 'unknown'}")
     for key in ("base_model", "initializer", "scale_rule", "pooling", "method"):
         if key in metadata:
             lines.append(f"{key:11} {metadata[key]}")
-    said = {*metadata, "placeholder_token", "initializer_token", "templates"}
-    training = metadata.get("training")
-    settings = {k: v for k, v in training.items() if v is not None and k not in said} if isinstance(training, Mapping) else {}
-    if settings:
-        text = ", ".join(f"{k}={v}" for k, v in settings.items())
-        lines += textwrap.wrap(f"training    {text}", 120, subsequent_indent=" " * 12, break_on_hyphens=False)
-    for component, found in encoders.items():
-        name = f", {found['encoder']}" if found["encoder"] else ""
-        lines += ["", f"{component} ({found['width']} wide{name})"]
-        if words := found.get("vocabulary"):
-            lines.append("  vocabulary: {words} words, norms {min:.3f} to {max:.3f}, mean {mean:.3f}".format(**words))
-        lines += [f"  {i}  {_cells(vector)}" for i, vector in enumerate(found["vectors"])]
-        lines += [f"  {found['verdict']}"] if "verdict" in found else []
+    lines += _training_lines(metadata)
+    for component, found in report["encoders"].items():
+        lines += _encoder_lines(component, found)
     return "\n".join(lines) + "\n"
 
 
+def _training_lines(metadata: Mapping[str, Any]) -> list[str]:
+    """Write the training settings that the table does not have yet, wrapped to 120 columns."""
+    training = metadata.get("training")
+    if not isinstance(training, Mapping):
+        return []
+    settings = []
+    for key, value in training.items():
+        if value is not None and key not in metadata and key not in ("placeholder_token", "initializer_token", "templates"):
+            settings.append(f"{key}={value}")
+    text = f"training    {', '.join(settings)}"
+    return textwrap.wrap(text, 120, subsequent_indent=" " * 12, break_on_hyphens=False) if settings else []
+
+
+def _encoder_lines(component: str, found: Mapping[str, Any]) -> list[str]:
+    """Write one encoder's part of a report."""
+    name = f", {found['encoder']}" if found["encoder"] else ""
+    lines = ["", f"{component} ({found['width']} wide{name})"]
+    if "vocabulary" in found:
+        lines.append("  vocabulary: {words} words, norms {min:.3f} to {max:.3f}, mean {mean:.3f}".format(**found["vocabulary"]))
+    for i, vector in enumerate(found["vectors"]):
+        lines.append(f"  {i}  {_cells(vector)}")
+    if "verdict" in found:
+        lines.append(f"  {found['verdict']}")
+    return lines
+
+
 def _cells(vector: Mapping[str, Any]) -> str:
+    """Write one vector's part of a report."""
     cells = [f"norm {vector['norm']:.4g}"]
     if "percentile" in vector:
         cells += [f"percentile {vector['percentile']:.1f}", f"{vector['times_mean']:.3g} x mean"]

@@ -1,4 +1,4 @@
-"""Load, unload and save concepts: first check everything, then change the pipeline."""
+"""Load, unload and save concepts: check everything first, then change the pipeline."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,10 +11,11 @@ from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
 from . import vocabulary
+from .matching import match_components
 from .offload import offload_disabled
 from .prompt_check import check_placeholder
 from .protocols import Pipeline
-from .text_encoders import Pooling, TextEncoder, find_text_encoders, match_components, rescale
+from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, rescale
 
 logger = logging.get_logger(__name__)
 
@@ -23,28 +24,42 @@ def load_directional_inversion(
     pipe: Pipeline,
     source: str | Path | Mapping[str, Any] | DirectionalInversion,
     token: str | None = None,
-    token_scale: str | float | None = None,
+    token_scale: ScaleRule | float | None = None,
     pooling: Pooling | None = None,
     hf_token: str | bool | None = None,
     **kwargs: Any,
 ) -> DirectionalInversion:
-    """Load a learned concept into every text encoder of a pipeline.
-
-    The function behind `pipe.load_directional_inversion`, for those who prefer functions to methods.
+    """Load a learned concept into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
 
     Args:
-        pipe: a diffusers pipeline whose `text_encoder*` have a `tokenizer*` each.
-        source, token, token_scale, pooling, hf_token, kwargs: see
-            [`DirectionalTextualInversionMixin.load_directional_inversion`].
+        pipe: a diffusers pipeline in which each `text_encoder*` has a `tokenizer*`.
+        source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`.
+        token: the placeholder to use in prompts; the file's own by default.
+        token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number; as stored by
+            default.
+        pooling: "eos" or "legacy", where CLIP's text vector is pooled; by default as the concept was trained.
+        hf_token: the Hub's access token.
+        kwargs: `weight_name`, `allow_pickle`, and arguments of `huggingface_hub.hf_hub_download`.
 
     Returns:
-        The concept as it was loaded, at the scale it was loaded with.
+        The concept as it was loaded, with its placeholder and scale.
 
     Raises:
         ValueError: if the concept does not fit, or the placeholder is taken; the pipeline is then unchanged.
-        OSError: if there is nothing at the source.
+        TypeError: if there is no such argument.
+        OSError: if there is nothing at the source, or the Hub cannot be reached.
+
+    Example:
+
+        ```py
+        >>> import diffusers_dti
+
+        >>> dog = diffusers_dti.load_directional_inversion(pipe, "user/dti-dog", token="<rex>")
+        >>> dog.placeholder_token
+        '<rex>'
+        ```
     """
-    if token is not None and token.startswith("hf_"):  # before it is sent anywhere, or repeated in a message
+    if token is not None and token.startswith("hf_"):  # before it is sent anywhere or repeated in a message
         raise ValueError("`token` is the placeholder, and this one looks like a Hub credential: pass that as `hf_token`.")
     if isinstance(source, DirectionalInversion):
         if kwargs:
@@ -53,13 +68,14 @@ def load_directional_inversion(
     else:
         _check_arguments(kwargs)
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
-    pooling = pooling or inversion.metadata.get("pooling") or "eos"
+    pooling = pooling or inversion.metadata.get("pooling", "eos")
     if pooling not in get_args(Pooling):
         raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
     return inject(pipe, inversion, pooling, token_scale)
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Check that every argument is one that reading or downloading takes: a misspelled one would be ignored."""
     from huggingface_hub import hf_hub_download
 
     known = {"weight_name", "allow_pickle", *signature(hf_hub_download).parameters} - {"repo_id", "filename", "token"}
@@ -72,19 +88,20 @@ def inject(
     pipe: Pipeline,
     inversion: DirectionalInversion,
     pooling: Pooling,
-    token_scale: str | float | None = None,
+    token_scale: ScaleRule | float | None = None,
     reuse_existing: bool = True,
 ) -> DirectionalInversion:
-    """Put a concept into the pipeline's tokenizers and tables, all of it or nothing.
+    """Add a concept to the pipeline's tokenizers and tables: the whole concept, or nothing.
 
     Args:
         pipe: the pipeline.
         inversion: the concept.
-        pooling, token_scale: see `load_directional_inversion`.
-        reuse_existing: take over the tokens and rows of the concept that a reopened pipeline already holds.
+        pooling: "eos" or "legacy", where CLIP's text vector is pooled.
+        token_scale: "mean", "min" or "max" of the encoder's vocabulary, or a number; None keeps the concept's own scale.
+        reuse_existing: reuse the concept's tokens and rows if a reopened pipeline already has them.
 
     Returns:
-        The concept as it was loaded.
+        The parts of the concept that were loaded, with their scale.
 
     Raises:
         ValueError: if the concept does not fit, or the placeholder is taken; the pipeline is then unchanged.
@@ -107,7 +124,7 @@ def inject(
             inversion = rescale(matching, inversion, token_scale)
         for encoder in matching.values():
             vocabulary.check(encoder, inversion, reuse_existing)
-        # < from here on the pipeline changes
+        # Everything above only reads. From here on the pipeline changes, and a failure has to be undone.
         changed: list[TextEncoder] = []
         try:
             for encoder in matching.values():
@@ -118,12 +135,12 @@ def inject(
                 if inversion.placeholder_token in encoder.concepts:
                     vocabulary.remove(encoder, inversion.placeholder_token, undo=True)
             raise
-        # />
     return inversion
 
 
 @contextmanager
 def _offload_disabled(encoders: Iterable[TextEncoder]) -> Iterator[None]:
+    """Give access to the tensors of several encoders."""
     with ExitStack() as stack:
         for encoder in encoders:
             stack.enter_context(offload_disabled(encoder.model))
@@ -136,10 +153,9 @@ def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
     for encoder in find_text_encoders(pipe).values():
         for placeholder, concept in encoder.concepts.items():
             here, other = concept.inversion, loaded.setdefault(placeholder, concept.inversion)
-            if other is not here:  # loaded file by file
-                loaded[placeholder] = replace(
-                    other, directions=other.directions | here.directions, scales=other.scales | here.scales
-                )
+            if other is not here:  # its files were loaded one by one
+                directions, scales = other.directions | here.directions, other.scales | here.scales
+                loaded[placeholder] = replace(other, directions=directions, scales=scales)
     return loaded
 
 
@@ -152,9 +168,20 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
 
     Raises:
         ValueError: if a placeholder is not loaded; nothing is unloaded then.
+
+    Example:
+
+        ```py
+        >>> import diffusers_dti
+
+        >>> dog = diffusers_dti.load_directional_inversion(pipe, "user/dti-dog")
+        >>> diffusers_dti.unload_directional_inversion(pipe, "<dog>")
+        ```
     """
     loaded = directional_inversions(pipe)
-    placeholders = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
+    if isinstance(token, str):
+        token = [token]
+    placeholders = list(loaded if token is None else token)
     unknown = [p for p in placeholders if p not in loaded]
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
@@ -171,11 +198,20 @@ def save_directional_inversion(pipe: Pipeline, save_directory: str | Path, token
 
     Args:
         pipe: the pipeline.
-        save_directory: the folder for its files.
+        save_directory: the folder for its files, one for each text encoder.
         token: the placeholder of the concept, needed if several are loaded.
 
     Raises:
         ValueError: if it is not clear which concept is meant.
+
+    Example:
+
+        ```py
+        >>> import diffusers_dti
+
+        >>> dog = diffusers_dti.load_directional_inversion(pipe, "user/dti-dog")
+        >>> diffusers_dti.save_directional_inversion(pipe, "out/dog")
+        ```
     """
     loaded = directional_inversions(pipe)
     if token is None and len(loaded) == 1:

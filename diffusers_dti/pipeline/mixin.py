@@ -1,4 +1,4 @@
-"""The methods that every diffusers pipeline gets, and the `register` that gives them."""
+"""Give every diffusers pipeline the methods that load, unload and save concepts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,17 +8,17 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..concept.inversion import DirectionalInversion
 from . import loading
-from .text_encoders import Pooling
+from .text_encoders import Pooling, ScaleRule
 
 
-class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):  # type: ignore[misc]  # diffusers has no types
-    """Load, unload and save directional inversions."""
+class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
+    """Load, unload and save concepts. Every diffusers pipeline has these methods once `diffusers_dti` is imported."""
 
     def load_directional_inversion(
         self,
         source: str | Path | Mapping[str, Any] | DirectionalInversion,
         token: str | None = None,
-        token_scale: str | float | None = None,
+        token_scale: ScaleRule | float | None = None,
         pooling: Pooling | None = None,
         hf_token: str | bool | None = None,
         **kwargs: Any,
@@ -30,28 +30,34 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):  # type: ig
         Args:
             source: where the concept is: a Hub id ("user/dti-dog"), a folder, a file, a state dict, or a
                 `DirectionalInversion`. Files may be ours or those of diffusers' scripts, A1111, ComfyUI, kohya,
-                OneTrainer and InvokeAI.
+                OneTrainer and InvokeAI. A state dict is what such a file holds, such as `{"<dog>": rows}`, or has the rows of
+                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`.
             token: the placeholder to use in prompts, such as "<dog>"; the file's own by default.
-            token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number; as
-                stored by default. "mean" repairs the inflated embeddings of classic textual inversion.
+            token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number. By
+                default the stored norm. "mean" repairs the inflated embeddings of classic textual inversion.
             pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" pools at the placeholder, as transformers
-                does with SDXL's configuration. As the concept was trained by default, otherwise "eos".
+                does with SDXL's configuration. By default as the concept was trained, or "eos" if its file does not say.
             hf_token: the Hub's access token; by default the one of `hf auth login`.
-            kwargs: `weight_name`, `allow_pickle`, and the arguments of `huggingface_hub.hf_hub_download`: `subfolder`,
-                `revision`, `cache_dir`, `local_files_only`, and so on.
+            kwargs: how to find and read the files:
+                `weight_name`, the one file to read instead of all `learned_embeds*.safetensors`;
+                `subfolder`, the folder within the repository or folder;
+                `allow_pickle`, True to read `.pt` and `.bin` files too, for their tensors alone: code in them is never run;
+                `revision`, the branch, tag or commit of the repository;
+                `cache_dir`, `local_files_only`, `force_download` and the other arguments of `hf_hub_download`.
 
         Returns:
-            The concept as it was loaded, at the scale it was loaded with.
+            The concept as it was loaded, with its placeholder and scale. It holds the parts for this pipeline's encoders.
 
         Raises:
-            ValueError: if the concept does not fit the pipeline, or the placeholder is taken.
+            ValueError: if the concept does not fit the pipeline, the placeholder is taken, or a setting is not one of the
+                choices.
+            TypeError: if there is no such argument.
             OSError: if there is nothing at the source, or the Hub cannot be reached.
 
         Example:
 
             ```py
             >>> import diffusers_dti
-            >>> import torch
             >>> from diffusers import DiffusionPipeline
 
             >>> pipe = DiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0").to("cuda")
@@ -88,7 +94,7 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):  # type: ig
         loading.unload_directional_inversion(self, token)
 
     def save_directional_inversion(self, save_directory: str | Path, token: str | None = None) -> None:
-        """Save a loaded concept, in files that stock `load_textual_inversion` reads as well.
+        """Save a loaded concept, in files that diffusers' own `load_textual_inversion` reads too.
 
         Args:
             save_directory: the folder for its files, one for each text encoder.
@@ -100,8 +106,12 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):  # type: ig
         Example:
 
             ```py
+            >>> import os
+
             >>> dog = pipe.load_directional_inversion("user/dti-dog")
             >>> pipe.save_directional_inversion("out/dog")
+            >>> sorted(os.listdir("out/dog"))
+            ['learned_embeds.safetensors', 'learned_embeds_2.safetensors']
             ```
         """
         loading.save_directional_inversion(self, save_directory, token)
@@ -122,10 +132,13 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):  # type: ig
 
 
 def register(pipeline_class: type) -> None:
-    """Give a pipeline class the mixin's methods, and so all its subclasses, including later ones. Twice is the same as once.
+    """Give a pipeline class and all its subclasses, including later ones, the mixin's methods.
+
+    Registering a class again changes nothing.
 
     Args:
-        pipeline_class: the class; diffusers' two base classes are registered when `diffusers_dti` is imported.
+        pipeline_class: the class. Diffusers' two base classes are registered when `diffusers_dti` is imported, so this is only
+            for a class that derives from neither.
 
     Raises:
         TypeError: if the class already has an unrelated attribute under one of the names.
@@ -134,11 +147,16 @@ def register(pipeline_class: type) -> None:
 
         ```py
         >>> import diffusers_dti
-        >>> from diffusers import DiffusionPipeline
 
-        >>> class MyPipeline(DiffusionPipeline):
+        >>> class Base:
         ...     pass
-        >>> diffusers_dti.register(MyPipeline)  # already has them, through its base class
+
+        >>> class MyPipeline(Base):
+        ...     pass
+
+        >>> diffusers_dti.register(MyPipeline)
+        >>> hasattr(MyPipeline(), "load_directional_inversion")
+        True
         ```
     """
     mixin = DirectionalTextualInversionMixin
@@ -148,6 +166,7 @@ def register(pipeline_class: type) -> None:
     taken = [n for n in names if hasattr(pipeline_class, n)]
     if taken:
         raise TypeError(f"{pipeline_class.__name__} already has its own {', '.join(taken)}, which is not overwritten.")
-    # A base class, not `setattr` of each method: `isinstance` and `help` then tell where the methods come from, and a
-    # pipeline that defines one of its own keeps it. Last, so that nothing of the pipeline's is ever hidden.
+    # Not `setattr` of each method: a base class also brings diffusers' `load_textual_inversion`, which pipelines such as SANA's
+    # lack, and `isinstance` and `help` show where the methods come from. It comes last, so that it hides nothing of the
+    # pipeline's own.
     pipeline_class.__bases__ += (mixin,)

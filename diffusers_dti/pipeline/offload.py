@@ -1,6 +1,6 @@
-"""A module's own weights, although offloading has moved them, and everything back in place afterwards.
+"""Reach the weights of offloaded models, and put everything back afterwards.
 
-The one file that uses diffusers' private offloading functions.
+This is the only file that uses diffusers' private offloading functions.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,9 @@ def offload_disabled(model: nn.Module) -> Iterator[None]:
     Model offload needs nothing: it moves the model as a whole, new rows included.
     """
     # The outermost hook knows no device: the hooks inside do the work.
-    hooks = [h for m in model.modules() for h in module_hooks(m) if isinstance(h, AlignDevicesHook) and h.offload]
+    hooks: list[AlignDevicesHook] = []
+    for module in model.modules():
+        hooks += [h for h in module_hooks(module) if isinstance(h, AlignDevicesHook) and h.offload]
     if hooks:
         remove_hook_from_module(model, recurse=True)
     try:
@@ -35,14 +37,16 @@ def offload_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def module_hooks(module: nn.Module) -> list[Any]:
-    """Return accelerate's hooks on a module, None if there are none."""
+    """Return accelerate's hooks on a module, one by one."""
     hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return []
     return list(hook.hooks) if isinstance(hook, SequentialHook) else [hook]
 
 
 @contextmanager
 def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[None]:
-    """Turn a pipeline's offloading off within the block, all its models on the device that they would compute on.
+    """Turn a pipeline's offloading off within the block, with all models on the device that they compute on.
 
     Raises:
         ValueError: under group offloading, which cannot be turned off and on again.
@@ -51,7 +55,7 @@ def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[None]:
     model_offload, sequential_offload, group_offload = _func_optionally_disable_offloading(pipe)
     if group_offload:
         raise ValueError("Training under group offloading is not supported: build the pipeline without it.")
-    # A pipeline that is called within the block, for validation, would turn model offload on again for these.
+    # If the pipeline is called within the block, for validation, it would turn model offload on again for these hooks.
     all_hooks, pipe._all_hooks = getattr(pipe, "_all_hooks", []), []
     try:
         if model_offload or sequential_offload:

@@ -1,4 +1,4 @@
-"""Whether a placeholder survives what a pipeline does to prompts before it calls the tokenizer."""
+"""Check that a placeholder survives what a pipeline does to prompts before it calls the tokenizer."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ logger = logging.get_logger(__name__)
 
 
 def check_placeholder(pipe: Pipeline, placeholder: str) -> None:
-    """Check that a placeholder survives a pipeline's prompt cleaning.
+    """Check that a placeholder survives a pipeline's prompt cleaning, and warn if it only does so with `clean_caption=False`.
 
     Raises:
-        ValueError: if cleaning would change it, with a placeholder that works.
+        ValueError: if cleaning would change it, naming a placeholder that works.
     """
     name, lower, clean = type(pipe).__name__, placeholder.lower(), _find_cleaning(pipe)
     if placeholder not in _clean_prompt(clean, placeholder):
@@ -26,26 +26,28 @@ def check_placeholder(pipe: Pipeline, placeholder: str) -> None:
         raise ValueError(
             f"{name} cleans prompts before tokenizing them, which would remove {placeholder}. Use plain letters, such as <dog>."
         )
-    # VersatileDiffusionPipeline has no call.
-    caption = signature(pipe.__call__).parameters.get("clean_caption") if callable(pipe) else None
-    if (
-        caption is not None
-        and caption.default is True
-        and placeholder not in _clean_prompt(clean, placeholder, clean_caption=True)
-    ):
+    if _cleans_captions(pipe) and placeholder not in _clean_prompt(clean, placeholder, clean_caption=True):
         logger.warning(f"{name} removes {placeholder} from prompts unless it is called with clean_caption=False.")
 
 
+def _cleans_captions(pipe: Any) -> bool:
+    """Return whether `clean_caption` is on by default in the pipeline's call."""
+    if not callable(pipe):  # VersatileDiffusionPipeline
+        return False
+    parameter = signature(pipe.__call__).parameters.get("clean_caption")
+    return parameter is not None and parameter.default is True
+
+
 def _find_cleaning(pipe: Pipeline) -> Callable[..., Any]:
-    """Find the function that a pipeline cleans prompts with; it returns text, or a list of one text."""
+    """Find the function that a pipeline cleans prompts with. It returns a text, or a list of one text."""
     if hasattr(pipe, "_text_preprocessing"):  # SANA, PixArt, IF, Lumina, Latte, Allegro
         return pipe._text_preprocessing
-    # Wan and what derives from it have a function beside the class, or beside their blocks.
+    # Wan and its derivatives have a function in the module of the class, or in those of their blocks.
     blocks = _all_blocks(pipe.blocks) if isinstance(pipe, ModularPipeline) else ()
     for cls in (*type(pipe).__mro__, *map(type, blocks)):
-        module = sys.modules.get(cls.__module__)
-        if hasattr(module, "prompt_clean"):
-            return module.prompt_clean
+        function = getattr(sys.modules.get(cls.__module__), "prompt_clean", None)
+        if function is not None:
+            return function
     return lambda text: text
 
 
@@ -57,6 +59,7 @@ def _all_blocks(block: Any) -> Iterator[Any]:
 
 
 def _clean_prompt(clean: Callable[..., Any], placeholder: str, **settings: Any) -> str:
+    """Return a prompt with the placeholder after cleaning."""
     text = f"a {placeholder} here"
     try:
         cleaned = clean(text, **settings)

@@ -1,4 +1,4 @@
-"""What is asked of diffusers' pipelines and transformers' tokenizers: what is used here, and no more."""
+"""The parts of diffusers' pipelines and transformers' tokenizers that this package uses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -7,7 +7,10 @@ import torch
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, ordinary or modular."""
+    """A diffusers pipeline, ordinary or modular.
+
+    `DiffusionPipeline` itself would be no better: diffusers has no types, and modular pipelines are not a subclass of it.
+    """
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -20,8 +23,10 @@ class Pipeline(Protocol):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    # Its components by their names, and the methods of its class: there are 306 classes with a call each.
+    # Components are attributes, and each of the 306 pipeline classes has methods and a call of its own.
     def __getattr__(self, name: str) -> Any: ...
+
+    def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 class Tokenizer(Protocol):
@@ -45,12 +50,12 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __call__(self, text: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, text: str | list[str], **kwargs: Any) -> Any: ...
 
     def add_tokens(self, new_tokens: Any) -> int: ...
 
     def get_vocab(self) -> dict[str, int]: ...
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...

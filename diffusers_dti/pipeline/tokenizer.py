@@ -1,17 +1,27 @@
-"""Concepts of several vectors: the tokenizer itself replaces `<dog>` by the tokens of its vectors.
+"""Add tokens to a tokenizer, remove them, and make one placeholder stand for several tokens.
 
-Pipelines differ in how they reach the tokenizer (15 signatures of `encode_prompt`, some pipelines have none), but all of them
-call it. So the tokenizer becomes an instance of a subclass, of the same name, that expands text before it is tokenized.
+For a concept of several vectors, the tokenizer itself replaces `<dog>` by the tokens of the vectors. Pipelines differ in how
+they reach the tokenizer (`encode_prompt` has 15 signatures, and some pipelines have no such method), but all of them call it.
+So the tokenizer becomes an instance of a subclass, of the same name, that expands text before it is tokenized.
+
+Tokenizers are `Any` where private attributes are read or the class is replaced.
 """
 
 import copyreg
 import functools
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers.utils import logging
 from transformers import AddedToken
+
+from .protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as _Base
+else:
+    _Base = object  # it comes before any class of tokenizers, and is none itself
 
 logger = logging.get_logger(__name__)
 
@@ -19,35 +29,49 @@ _EXPANSIONS = "_directional_expansions"
 
 
 def token_names(placeholder: str, count: int) -> list[str]:
-    """Name the tokens of a concept: the placeholder itself for one vector, names that no prompt has for several."""
+    """Return the names of a concept's tokens: the placeholder itself for one vector, names that no prompt has for several."""
     return [placeholder] if count == 1 else [f"⟦{i}:{'·'.join(placeholder)}⟧" for i in range(count)]
 
 
-def add_tokens(tokenizer: Any, tokens: list[str]) -> None:
+def add_tokens(tokenizer: Tokenizer, tokens: list[str]) -> None:
     """Add tokens that match exactly as they are written, upper case included, and only as whole words."""
     fast = hasattr(tokenizer, "_tokenizer")
     for token in tokens:
-        # Fast tokenizers match normalized tokens after lower-casing, others before. The slow CLIP tokenizer does the reverse,
-        # and its single words must stand between spaces, so that the "<dog>" of "<dog>," would not match.
+        # Fast tokenizers match normalized tokens after lower-casing, and other tokens before. The slow CLIP tokenizer does the
+        # reverse, and matches single words only between spaces, so it would miss the "<dog>" of "<dog>,".
         edges = token[0].isalnum() and token[-1].isalnum()
         tokenizer.add_tokens(AddedToken(token, normalized=not fast, single_word=fast and edges))
 
 
 def remove_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
-    """Remove tokens from a tokenizer, and give others the ids that `moved` has for them."""
-    if not names & tokenizer.get_vocab().keys():
-        return  # not the tokenizer that they were added to
-    if hasattr(tokenizer, "_tokenizer"):
-        from tokenizers import Tokenizer
+    """Remove tokens from a tokenizer and change the ids of others.
 
-        state = json.loads(tokenizer._tokenizer.to_str())
-        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in names]
-        for token in state["added_tokens"]:
-            token["id"] = moved.get(token["id"], token["id"])
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
-            tokenizer._wrap_decode_method_backend_tokenizer()
-        return
+    Args:
+        tokenizer: a tokenizer, fast or slow.
+        names: the tokens to remove.
+        moved: new ids by old ones.
+    """
+    if not names & tokenizer.get_vocab().keys():
+        return  # this is not the tokenizer that they were added to
+    if hasattr(tokenizer, "_tokenizer"):
+        _remove_from_fast(tokenizer, names, moved)
+    else:
+        _remove_from_slow(tokenizer, names, moved)
+
+
+def _remove_from_fast(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
+    import tokenizers
+
+    state = json.loads(tokenizer._tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in names]
+    for token in state["added_tokens"]:
+        token["id"] = moved.get(token["id"], token["id"])
+    tokenizer._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
+    if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
+        tokenizer._wrap_decode_method_backend_tokenizer()
+
+
+def _remove_from_slow(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
     from transformers.tokenization_utils import Trie  # the slow tokenizers of transformers 4
 
     kept = {moved.get(i, i): t for i, t in tokenizer._added_tokens_decoder.items() if t.content not in names}
@@ -62,10 +86,11 @@ def start_expanding(tokenizer: Any, placeholder: str, tokens: list[str]) -> None
     """Make `placeholder` stand for `tokens` in every text from now on."""
     expansions = getattr(tokenizer, _EXPANSIONS, None)
     if expansions is None:
-        tokenizer.__class__ = _expanding_class(type(tokenizer))
+        own_class: type = type(tokenizer)
+        tokenizer.__class__ = _expanding_class(own_class)
         expansions = {}
         tokenizer.__dict__[_EXPANSIONS] = expansions
-    expansions[placeholder] = "".join(tokens)  # without spaces, which Gemma and T5 would make tokens of
+    expansions[placeholder] = "".join(tokens)  # no spaces: Gemma and T5 would turn them into tokens
 
 
 def stop_expanding(tokenizer: Any, placeholder: str) -> None:
@@ -77,31 +102,32 @@ def stop_expanding(tokenizer: Any, placeholder: str) -> None:
 
 
 def _expand(text: Any, expansions: dict[str, str]) -> Any:
+    """Replace placeholders in a text, or in the texts of nested lists; anything else is returned as it is."""
     if isinstance(text, list | tuple):
         return type(text)(_expand(t, expansions) for t in text)
     if not isinstance(text, str):
         return text
 
-    def pattern(placeholder: str) -> str:  # a placeholder of letters must not match inside a longer word
-        start, end = (r"\b" if edge.isalnum() else "" for edge in (placeholder[0], placeholder[-1]))
-        return start + re.escape(placeholder) + end
+    patterns = ["⟦[^⟧]*⟧"]  # tokens that are already expanded come first, and so stay as they are
+    for placeholder in sorted(expansions, key=len, reverse=True):  # the longest match wins
+        # A placeholder of letters must not match inside a longer word.
+        start = r"\b" if placeholder[0].isalnum() else ""
+        end = r"\b" if placeholder[-1].isalnum() else ""
+        patterns.append(start + re.escape(placeholder) + end)
+    return re.sub("|".join(patterns), lambda m: expansions.get(m[0], m[0]), text)
 
-    longest_first = sorted(expansions, key=len, reverse=True)
-    # What is already expanded is left alone.
-    return re.sub("⟦[^⟧]*⟧|" + "|".join(map(pattern, longest_first)), lambda m: expansions.get(m[0], m[0]), text)
 
-
-class _ExpandingTokenizer:
-    """A mixin before a tokenizer's own class."""
+class _ExpandingTokenizer(_Base):
+    """Expand placeholders in every way into the tokenizer; `_expanding_class` puts this before a tokenizer's own class."""
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
+        return super().__call__(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)
 
     def encode(self, text: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().encode(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
+        return super().encode(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)
 
     def tokenize(self, text: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().tokenize(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)  # type: ignore[misc]  # of the base
+        return super().tokenize(_expand(text, self.__dict__[_EXPANSIONS]), *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         placeholders = ", ".join(self.__dict__[_EXPANSIONS])
@@ -109,10 +135,10 @@ class _ExpandingTokenizer:
             f"{placeholders}: the vectors of concepts with several vectors are saved, but not what the placeholder stands for. "
             "After reopening, load the concepts again with `load_directional_inversion`: it reuses the vectors."
         )
-        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]  # of the base
+        return super().save_pretrained(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the class that can be imported."""
+        """Copy and pickle by the tokenizer's own class, since this one cannot be imported."""
         how, args, *rest = super().__reduce_ex__(protocol)
         if how is not copyreg.__newobj__:  # type: ignore[attr-defined]  # not in typeshed
             return (how, args, *rest)
@@ -120,9 +146,12 @@ class _ExpandingTokenizer:
 
 
 def _new(base: type, *args: Any) -> Any:
+    """Make an instance for `pickle` and `copy`, which fill it."""
     return base.__new__(_expanding_class(base), *args)
 
 
 @functools.lru_cache
 def _expanding_class(base: type) -> type:
-    return type(base.__name__, (_ExpandingTokenizer, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})
+    """Make the subclass of a tokenizer's class that expands placeholders, under the same name."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (_ExpandingTokenizer, base), names)

@@ -13,7 +13,7 @@ from ..concept.methods import METHODS
 from ..families.base import Family
 from ..pipeline.offload import offload_disabled
 from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
-from ..pipeline.vocabulary import repeat_rows, token_ids_of, word_rows
+from ..pipeline.word_rows import repeat_rows, token_ids_of, word_rows
 from .config import Initializer, ResolvedConfig
 from .frozen import frozen
 from .metadata import concept_metadata

@@ -1,4 +1,4 @@
-"""Prompts at their real length against the padded way of the pipelines themselves, forward and backward."""
+"""Compare prompts at their real length with the padded prompts of the pipelines, forward and backward."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PROMPTS = ["a photo of a <dog> on the beach near the red tower", "a <dog>", "a c
 
 
 def padded(pipe, prompts):
-    """The conditioning as the pipeline's own `encode_prompt` makes it, at 300 or 512 positions, and its mask."""
+    """Return the conditioning of the pipeline's own `encode_prompt`, with 300 or 512 positions, and its mask."""
     if "Sana" in type(pipe).__name__:
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device="cpu")[:2]
     states = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device="cpu", max_sequence_length=512)[0]
@@ -28,7 +28,7 @@ def relative(a, b):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["sana", "wan"])
-def test_conditioning_and_gradient_are_those_of_the_padded_way(name, vectors, side, request, concept):
+def test_conditioning_and_gradient_are_those_of_padded_prompts(name, vectors, side, request, concept):
     pipe = request.getfixturevalue(name)
     made = concept(pipe, vectors=vectors)
     pipe.load_directional_inversion(made)
@@ -38,7 +38,7 @@ def test_conditioning_and_gradient_are_those_of_the_padded_way(name, vectors, si
         rows = TrainableRows(entry.ids, made.directions["text_encoder"], made.scales["text_encoder"])
         with rows.swapped_in(find_text_encoders(pipe)["text_encoder"]):
             if how == "padded":
-                pipe.tokenizer.padding_side = "right"  # what Wan's pipeline takes for granted, and SANA's sets
+                pipe.tokenizer.padding_side = "right"  # Wan's pipeline relies on this, and SANA's sets it
                 states, mask = padded(pipe, PROMPTS)
             else:
                 pipe.tokenizer.padding_side = side
@@ -60,7 +60,7 @@ def test_conditioning_and_gradient_are_those_of_the_padded_way(name, vectors, si
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
 def test_the_denoiser_predicts_the_same(name, request):
-    """With the padding left out, where it is masked; Wan's, which is not, is there."""
+    """SANA masks the padding, so it can be left out. Wan does not, so it is added."""
     pipe = request.getfixturevalue(name)
     prompts = [p.replace("<dog>", "dog") for p in PROMPTS]
     ours = find_family(pipe).encode_prompts(prompts, [0, 0, 0])
@@ -78,7 +78,7 @@ def test_the_denoiser_predicts_the_same(name, request):
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
 def test_zero_pads_are_tokens_with_a_zero_row(name, request):
-    """As the authors have them: a token of its own whose embedding is zero, before the first word."""
+    """The authors add a token whose embedding is zero, and put it before the first word."""
     pipe = request.getfixturevalue(name)
     prompts, zeros = ["a dog on the beach", "a cat", "a"], [2, 0, 15]
     ours = find_family(pipe).encode_prompts(prompts, zeros)
@@ -108,7 +108,7 @@ def test_long_prompts_are_cut_off(sana, wan):
 
 
 def test_cut_prompts_keep_their_end(wan):
-    """T5's `</s>`, also behind zeros."""
+    """T5's `</s>` is kept, also with zeros."""
     long = ["a dog " * 400, "a cat"]
     for zeros in ([0, 0], [5, 0]):
         inputs = encoder_inputs(wan.tokenizer, wan.text_encoder, long, 512, zeros)
@@ -119,7 +119,7 @@ def test_cut_prompts_keep_their_end(wan):
 
 
 def test_a_placeholder_behind_the_cut_is_refused(sana, photos):
-    """Where zeros may come before the prompt, they count: 290 words and 15 zeros are too many."""
+    """Zeros before the prompt count too: 290 words and 15 zeros are too many."""
     settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
     late = "a " * 290 + "{}"
     DTITrainer(sana, **settings, templates=[late], zero_pad=False).fit(photos)
@@ -129,7 +129,7 @@ def test_a_placeholder_behind_the_cut_is_refused(sana, photos):
 
 
 def test_an_embedding_is_looked_up_once(sana):
-    """The concept's rows come in by a hook, which must not be passed by where zeros are put in."""
+    """A hook swaps in the concept's rows, so it has to run when zeros are inserted, and only once."""
     looked_up = []
     module: nn.Module = sana.text_encoder.get_input_embeddings()
     with module.register_forward_hook(lambda *args: looked_up.append(args[1][0].shape)):
@@ -143,19 +143,19 @@ def test_zero_padding_leaves_nothing_behind(name, request, photos):
     pipe = request.getfixturevalue(name)
     rows, tokens = len(pipe.text_encoder.get_input_embeddings().weight), len(pipe.tokenizer)
     settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 3}
-    drawn = []
+    lengths = []
 
     def note(trainer, step):
-        drawn.append(len(pipe.tokenizer))
+        lengths.append(len(pipe.tokenizer))
 
     learned = DTITrainer(pipe, **settings, zero_pad=True).fit(photos, callback_on_step_end=note)
-    assert drawn == [tokens + 1] * 3 and len(pipe.tokenizer) == tokens + 1
-    assert len(pipe.text_encoder.get_input_embeddings().weight) == max(rows, tokens + 1)  # UMT5's has room
+    assert lengths == [tokens + 1] * 3 and len(pipe.tokenizer) == tokens + 1
+    assert len(pipe.text_encoder.get_input_embeddings().weight) == max(rows, tokens + 1)  # UMT5's table has spare rows
     assert learned.num_vectors == 1 and learned.metadata["training"]["zero_pad"] is True
     pipe.unload_directional_inversion()
     assert (len(pipe.text_encoder.get_input_embeddings().weight), len(pipe.tokenizer)) == (rows, tokens)
 
 
-def test_zero_padding_is_refused_where_it_cannot_be(sdxl):
+def test_zero_padding_is_refused_for_padded_families(sdxl):
     with pytest.raises(ValueError, match="zero_pad is for SANA and Wan: SDXL"):
         DTITrainer(sdxl, zero_pad=True)

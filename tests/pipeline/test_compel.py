@@ -1,4 +1,4 @@
-"""Prompt weighting by compel: the placeholder is one word there too, however many vectors it has."""
+"""Prompt weighting with compel, where the placeholder is one word too, for any number of vectors."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def no_gradients():
 
 
 def weighting(pipe, manager=None, **kwargs):
-    """One for each encoder, as compel's README sets them up."""
+    """Make a `Compel` for each encoder, as in compel's README."""
     both = [(pipe.tokenizer, pipe.text_encoder)]
     if hasattr(pipe, "text_encoder_2"):
         both.append((pipe.tokenizer_2, pipe.text_encoder_2))
@@ -39,7 +39,7 @@ def weighting(pipe, manager=None, **kwargs):
 
 
 def weighted(pipe, prompt, **kwargs):
-    """Embeddings (1, length, d) and the pooled one of the second encoder, None where there is no second."""
+    """Return embeddings, (1, length, d), and the pooled vector of the second encoder, or None without one."""
     first, *second = weighting(pipe, **kwargs)
     embeds, pooled = first(prompt), None
     if second:
@@ -49,7 +49,7 @@ def weighted(pipe, prompt, **kwargs):
 
 
 def encoded(pipe, prompt):
-    """The same by the pipeline itself."""
+    """Return the same from the pipeline itself."""
     if hasattr(pipe, "text_encoder_2"):
         embeds, _, pooled, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         return embeds, pooled
@@ -57,9 +57,9 @@ def encoded(pipe, prompt):
 
 
 def by_hand(pipe, words, weights, drop=None):
-    """compel's own rule, from token ids of our own: away from the empty prompt by each token's weight.
+    """Apply compel's rule to token ids of our own: move away from the empty prompt by each token's weight.
 
-    `words` are known to the vocabulary, a list stands for the vectors' own tokens; those at `drop` are masked.
+    `words` are in the vocabulary, or are lists of the vectors' own tokens. Positions at `drop` are masked.
     """
     parts = []
     for name in ("", "_2")[: 1 + hasattr(pipe, "text_encoder_2")]:
@@ -87,7 +87,7 @@ def by_hand(pipe, words, weights, drop=None):
 
 
 def tokens_of(pipe, concept):
-    """The concept's own tokens, found by their rows."""
+    """Find the concept's own tokens by their rows."""
     rows, table = concept.embeddings["text_encoder"], pipe.text_encoder.get_input_embeddings().weight
     ids = [int((table == row).all(-1).nonzero()) for row in rows]
     return pipe.tokenizer.convert_ids_to_tokens(ids)
@@ -95,9 +95,9 @@ def tokens_of(pipe, concept):
 
 @pytest.fixture(params=[1, 3])
 def loaded(unet_pipe, concept, request):
-    """A pipeline with a concept, and the tokens that `<dog>` stands for."""
+    """Make a pipeline with a concept, and return the tokens that replace `<dog>` too."""
     for tokenizer in [e.tokenizer for e in find_text_encoders(unet_pipe).values()]:
-        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # which copies of CLIP's tokenizer lose, as ours here
+        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # copies of CLIP's tokenizer lack the wrapper
             tokenizer._wrap_decode_method_backend_tokenizer()
     made = unet_pipe.load_directional_inversion(concept(unet_pipe, vectors=request.param))
     tokens = tokens_of(unet_pipe, made)
@@ -120,7 +120,7 @@ def test_a_weight_is_for_all_vectors(loaded, syntax, weight):
     expected = by_hand(pipe, ["a", tokens, "on", "the", "beach"], [1, weight, 1, 1, 1])
     torch.testing.assert_close(embeds, expected, rtol=0, atol=1e-5)
     assert (embeds - encoded(pipe, "a <dog> on the beach")[0]).abs().max() > 1e-2
-    # compel's manager for stock textual inversions writes the tokens as text again: not needed, and no harm
+    # Compel's manager for stock textual inversions writes the tokens as text again. It is not needed, and does no harm.
     managed, _ = weighted(pipe, f"a {syntax} on the beach", manager=compel.DiffusersTextualInversionManager(pipe))
     assert torch.equal(managed, embeds)
 
@@ -146,7 +146,7 @@ def test_the_placeholder_in_groups_and_blends(loaded):
 
 
 def test_long_prompts_keep_vectors_together(loaded):
-    """Chunks of 24 tokens, cut after ordinary words: the first would have room for one vector."""
+    """Chunks have 24 tokens and end after whole words, although the first has room for one vector more."""
     pipe, tokens = loaded
     words = ["red"] * 21
     embeds, _ = weighted(pipe, f"{' '.join(words)} <dog>++ on the beach", truncate_long_prompts=False)
@@ -168,7 +168,7 @@ def test_sdxl_in_one_call(loaded):
     else:
         made = compel.CompelForSDXL(pipe)("a <dog>++ on the beach", negative_prompt="blurry")
         torch.testing.assert_close(made.negative_pooled_embeds, encoded(pipe, "blurry")[1], rtol=0, atol=1e-6)
-        # compel weights no pooled vector, and reads the signs as they are written
+        # Compel does not weight the pooled vector, and reads the signs as text.
         assert torch.equal(made.pooled_embeds, encoded(pipe, "a <dog>++ on the beach")[1])
     torch.testing.assert_close(made.embeds, weighted(pipe, "a <dog>++ on the beach")[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(made.negative_embeds, encoded(pipe, "blurry")[0], rtol=0, atol=1e-6)

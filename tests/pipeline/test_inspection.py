@@ -1,4 +1,4 @@
-"""Against numpy in float64 and scipy's percentiles, and the command `dti inspect` on folders without denoiser and VAE."""
+"""Compare reports with numpy in float64 and scipy's percentiles, and run `dti inspect` on folders without denoiser and VAE."""
 
 import json
 import shutil
@@ -17,14 +17,14 @@ from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
 def vocabulary(tokenizer, encoder):
-    """Ids of the words whose rows are not zero, and the rows, in float64."""
+    """Return the ids of the words whose rows are not zero, and the rows in float64."""
     rows = encoder.get_input_embeddings().weight.detach().double().numpy()[: len(tokenizer)]
     ids = [i for i in range(len(rows)) if np.linalg.norm(rows[i]) > 0 and tokenizer.convert_ids_to_tokens(i)[:1] != "⟦"]
     return ids, rows[ids]
 
 
-def test_what_is_said_of_each_vector(pipe, concept):
-    """pipe: SDXL, SD, SANA and Wan, whose table has rows without a word."""
+def test_the_report_on_each_vector(pipe, concept):
+    """Wan's table also has rows without a word."""
     made = concept(pipe, vectors=2, scale=1.0, initializer="dog cat")
     some = {c: m * torch.tensor([0.38, 0.45]) for c, m in made.scales.items()}
     made = replace(made, scales=some)
@@ -67,7 +67,7 @@ def test_a_word_is_found_to_be_itself(pipe):
 
 
 def test_moving_towards_a_word(sdxl, concept):
-    """What `from_vocabulary` is for."""
+    """A concept moves towards a word with `from_vocabulary` and `slerp`."""
     dog = concept(sdxl, pooling="legacy")
     nearer = dog.slerp(from_vocabulary(sdxl, "red"), degrees=20)
     assert nearer.placeholder_token == "<dog>" and nearer.metadata == {"pooling": "legacy"}
@@ -78,7 +78,7 @@ def test_moving_towards_a_word(sdxl, concept):
 
 
 def test_the_vocabulary_is_the_models_own(sdxl, concept):
-    """What is loaded is no word of it, and nothing is changed."""
+    """Loaded concepts are not words of it, and inspecting changes nothing."""
     dog, cat = concept(sdxl, vectors=2), concept(sdxl, "<cat>", scale=99.0, seed=1)
     before = inspect(dog, sdxl)
     sdxl.load_directional_inversion(cat)
@@ -145,16 +145,16 @@ def test_the_family(widths, name):
 
 
 def test_a_model_that_it_is_not_for(sdxl, sd, concept):
-    assert list(inspect(concept(sdxl), sd)["encoders"]) == ["text_encoder"]  # as far as it is for it
+    assert list(inspect(concept(sdxl), sd)["encoders"]) == ["text_encoder"]  # the part that is for the pipeline
     wide = DirectionalInversion.from_embeddings("<x>", {"text_encoder": torch.ones(768)})
     with pytest.raises(ValueError, match=r"is for CLIP-L .*768 wide, and StableDiffusionPipeline has only .*16 wide"):
         inspect(wide, sd)
-    with pytest.raises(ValueError, match="is for UMT5-XXL"):  # told by the family, not by the width
+    with pytest.raises(ValueError, match="is for UMT5-XXL"):  # known from the family, not from the width
         inspect(concept(sd, family="Wan"), sd)
 
 
 def test_the_verdict_is_of_the_vector_farthest_outside(sdxl, concept):
-    """Not of a small one that is a word's still."""
+    """A vector with the norm of the smallest word does not count."""
     two = concept(sdxl, vectors=2)
     words = inspect(two, sdxl)["encoders"]["text_encoder"]["vocabulary"]
     scales = {c: torch.tensor([words["min"], 1.2 * words["max"]]) for c in two.scales}

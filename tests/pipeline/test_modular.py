@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
-from diffusers_dti.pipeline import loading, text_encoders, vocabulary
+from diffusers_dti.pipeline import loading, matching, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}
 GUIDED = {"negative_prompt": "blurry", "guidance_scale": 5.0}
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # SDXL's ordinary pipeline runs both prompts of guidance in on
 
 
 def modular(pipe, manager=None):
-    """A modular pipeline of copies of an ordinary one's components."""
+    """Build a modular pipeline of copies of an ordinary one's components."""
     made = CLASSES[type(pipe).__name__](components_manager=manager)
     parts = {n: copy.deepcopy(c) for n, c in pipe.components.items() if n in made.components and c is not None}
     made.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDED["guidance_scale"]), **parts)
@@ -33,7 +33,7 @@ def modular(pipe, manager=None):
 
 
 def called(made, prompt):
-    """What `conftest.generate` asks for: the whole state, and the picture."""
+    """Call a modular pipeline as `tiny_pipelines.generate` does; return the whole state and the image."""
     wan = isinstance(made, WanModularPipeline)
     settings = CALLS["WanPipeline"] if wan else {"height": 16, "width": 16}
     state = made(
@@ -43,7 +43,7 @@ def called(made, prompt):
     return state, torch.as_tensor(state.get("videos" if wan else "images"))
 
 
-def picture(made, prompt):
+def generated(made, prompt):
     return called(made, prompt)[1]
 
 
@@ -53,9 +53,9 @@ def ordinary(request):
 
 
 @pytest.mark.parametrize("vectors", [1, 3])
-def test_the_picture_is_the_ordinary_pipelines(ordinary, concept, vectors):
+def test_the_image_is_that_of_the_ordinary_pipeline(ordinary, concept, vectors):
     made = modular(ordinary)
-    words = picture(made, "a dog on the beach"), picture(made, "a <dog> on the beach")
+    words = generated(made, "a dog on the beach"), generated(made, "a <dog> on the beach")
     for pipe in (ordinary, made):
         pipe.load_directional_inversion(concept(ordinary, vectors=vectors))
     state, image = called(made, "a <dog> on the beach")
@@ -75,21 +75,21 @@ def test_the_picture_is_the_ordinary_pipelines(ordinary, concept, vectors):
 
 def test_unloading_leaves_no_trace(ordinary, concept):
     made = modular(ordinary)
-    plain = picture(made, "a <dog> on the beach")  # and hooks that encoders install at their first call
+    plain = generated(made, "a <dog> on the beach")  # the first call also makes encoders install their own hooks
     before, config = states(made), dict(made.config)
     made.load_directional_inversion(concept(ordinary, vectors=3))
     made.load_directional_inversion(concept(ordinary, "<cat>", seed=1))
-    assert not torch.equal(picture(made, "a <dog> on the beach"), plain)
+    assert not torch.equal(generated(made, "a <dog> on the beach"), plain)
     made.unload_directional_inversion("<dog>")
     ordinary.load_directional_inversion(concept(ordinary, "<cat>", seed=1))
     generate(ordinary, "a dog")
     assert not differing(states(made), states(ordinary)) and list(made.directional_inversions) == ["<cat>"]
     made.unload_directional_inversion()
     assert not differing(states(made), before) and dict(made.config) == config
-    assert torch.equal(picture(made, "a <dog> on the beach"), plain)
+    assert torch.equal(generated(made, "a <dog> on the beach"), plain)
 
 
-def test_errors_leave_it_as_it_was(ordinary, sd, concept, monkeypatch):
+def test_errors_leave_the_pipeline_as_it_was(ordinary, sd, concept, monkeypatch):
     made = modular(ordinary)
     made.load_directional_inversion(concept(ordinary, vectors=2))
     before = states(made)
@@ -104,7 +104,7 @@ def test_errors_leave_it_as_it_was(ordinary, sd, concept, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vocabulary, "set_rows", interrupted)  # when tokens and rows are in
+    monkeypatch.setattr(vocabulary, "set_rows", interrupted)  # after tokens and rows are added
     with pytest.raises(KeyboardInterrupt):
         made.load_directional_inversion(concept(ordinary, "<cat>", vectors=2))
     assert not differing(states(made), before)
@@ -112,14 +112,14 @@ def test_errors_leave_it_as_it_was(ordinary, sd, concept, monkeypatch):
 
 @pytest.mark.parametrize("first", ["offload", "load"])
 def test_a_components_manager_offloads(ordinary, concept, monkeypatch, first):
-    """T26; a CPU does not tell its free memory, which the manager asks for."""
+    """The manager asks for free memory, which a CPU does not tell."""
     monkeypatch.setattr(torch.cpu, "mem_get_info", lambda index=None: (2**40, 2**40), raising=False)
     manager = ComponentsManager()
     made = modular(ordinary, manager)
-    picture(made, "a dog")
+    generated(made, "a dog")
     before, ids = states(made), set(manager.components)
     made.load_directional_inversion(concept(ordinary, vectors=3))
-    image = picture(made, "a <dog> on the beach")
+    image = generated(made, "a <dog> on the beach")
     if first == "offload":
         made.unload_directional_inversion()
     manager.enable_auto_cpu_offload(device="cpu")
@@ -127,12 +127,12 @@ def test_a_components_manager_offloads(ordinary, concept, monkeypatch, first):
     assert ("", "CustomOffloadHook", torch.device("cpu:0"), None) in there["text_encoder"]
     if first == "offload":
         made.load_directional_inversion(concept(ordinary, vectors=3))
-    assert torch.equal(picture(made, "a <dog> on the beach"), image)
+    assert torch.equal(generated(made, "a <dog> on the beach"), image)
     assert hooks(made) == there and set(manager.components) == ids
     made.unload_directional_inversion()
     assert hooks(made) == there
     manager.disable_auto_cpu_offload()
-    # accelerate leaves an attribute
+    # Accelerate leaves an attribute.
     assert not [k for k in differing(states(made), before) if "attributes" not in k]
 
 
@@ -145,12 +145,12 @@ def test_components_that_are_not_loaded_yet(sdxl, concept, tmp_path, monkeypatch
         made.load_directional_inversion(concept(sdxl))
     assert made.text_encoder is None and made.tokenizer is None
     warnings = []
-    for module in (loading, text_encoders):
+    for module in (loading, matching):
         monkeypatch.setattr(module.logger, "warning", warnings.append)
     made.load_components(["text_encoder_2", "tokenizer_2"])
     made.load_directional_inversion(concept(sdxl))
     (warning,) = warnings
-    assert "no text_encoder: that part of the concept stays unused" in warning and "`load_components()` before" in warning
+    assert "no text_encoder: that part of the concept stays unused" in warning and "call `load_components()` first" in warning
     made.unload_directional_inversion()
     made.load_components(["text_encoder", "tokenizer"])
     loaded = made.load_directional_inversion(concept(sdxl, vectors=3))
@@ -174,8 +174,8 @@ def test_pipelines_of_single_blocks_share_what_is_loaded(sdxl, concept):
 
 
 @pytest.mark.parametrize("word", ["“dog”", "＜dog＞", "<my  dog>", "<a&amp;b>"])
-def test_placeholders_that_would_not_come_through(wan, concept, word):
-    """As in the ordinary pipeline; the function that mends prompts is beside the blocks."""
+def test_placeholders_that_cleaning_changes_are_refused(wan, concept, word):
+    """As in the ordinary pipeline. The function that cleans prompts is in the module of the blocks."""
     made = modular(wan)
     before = states(made)
     with pytest.raises(ValueError, match="WanModularPipeline cleans prompts before tokenizing them, which would remove"):
@@ -184,7 +184,7 @@ def test_placeholders_that_would_not_come_through(wan, concept, word):
 
 
 def test_without_ftfy(wan, concept, monkeypatch):
-    """The modular function cannot do without it, where the ordinary one can."""
+    """The modular function fails without ftfy, unlike the ordinary one. Loading still works."""
     monkeypatch.delattr(wan_encoders, "ftfy")
     made = modular(wan)
     made.load_directional_inversion(concept(wan))
@@ -200,9 +200,9 @@ def test_saved_with_a_concept_in_it(sdxl, concept, tmp_path):
     again.update_components(guider=ClassifierFreeGuidance(guidance_scale=GUIDED["guidance_scale"]))
     id, rows = again.tokenizer.convert_tokens_to_ids("<dog>"), len(again.text_encoder.get_input_embeddings().weight)
     assert torch.equal(again.text_encoder.get_input_embeddings().weight[id], concept(sdxl).embeddings["text_encoder"][0])
-    again.load_directional_inversion(concept(sdxl))  # which is there already
+    again.load_directional_inversion(concept(sdxl))  # reuses its rows
     assert len(again.text_encoder.get_input_embeddings().weight) == rows
-    both = [picture(p, "a <dog> on the beach") for p in (again, made)]
+    both = [generated(p, "a <dog> on the beach") for p in (again, made)]
     torch.testing.assert_close(*both, rtol=0, atol=TOLERANCE)
 
 

@@ -14,12 +14,12 @@ from tiny_pipelines import clip_encoder, clip_tokenizer, gemma_encoder, gemma_to
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.pipeline.tokenizer import token_names
 
-# these look into a component that is left out here, as soon as they are made
+# The constructors of these pipelines need a component that is left out here.
 NEED_MORE = {
     "AmusedInpaintPipeline", "BriaPipeline", "Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline",
     "CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "LongCatAudioDiTPipeline", "StableAudioPipeline",
     "StableDiffusionModelEditingPipeline",
-    # names of before, which diffusers 0.37 no longer makes pipelines by
+    # deprecated names, which diffusers 0.37 no longer builds pipelines by
     "Lumina2Text2ImgPipeline", "LuminaText2ImgPipeline",
 }  # fmt: skip
 KINDS = {
@@ -33,10 +33,10 @@ KINDS = {
 
 
 def encoders_of(name):
-    """Which of `KINDS` each text encoder of a pipeline class is, or None where one is of another kind."""
+    """Return which of `KINDS` each text encoder of a pipeline class is, or None if one is of another kind."""
     try:
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    except (ImportError, RuntimeError, TypeError, ValueError):  # needs a package that is not there
+    except (ImportError, RuntimeError, TypeError, ValueError):  # needs a package that is not installed
         return None
     kinds = {}
     for parameter in parameters.values():
@@ -97,7 +97,7 @@ def test_load_and_unload(name, parts, concept):
         assert tokenizer("a dog on the beach").input_ids == ordinary[component]
         assert encoder(**tokenizer(["a <rex>"], return_tensors="pt"))[0].isfinite().all()
     pipe.unload_directional_inversion()
-    # the encoders' first call leaves transformers' own traces
+    # The encoders' first call leaves attributes and hooks of transformers.
     assert not [k for k in differing(states(pipe), before) if "attributes" not in k and "modules" not in k]
 
 

@@ -1,4 +1,4 @@
-"""Placeholders of several vectors, written out by the tokenizer."""
+"""Placeholders of several vectors, expanded by the tokenizer."""
 
 import copy
 import pickle
@@ -21,7 +21,6 @@ def test_every_way_into_the_tokenizer_expands(sd, concept):
 
 
 def test_words_inside_words_and_expanded_text_stay(sd, concept):
-    """T9."""
     sd.load_directional_inversion(concept(sd, "zog", vectors=2))
     tokenizer = sd.tokenizer
     names = token_names("zog", 2)
@@ -34,7 +33,7 @@ def test_words_inside_words_and_expanded_text_stay(sd, concept):
 
 def test_a_single_vector_inside_a_word(sd, concept):
     sd.load_directional_inversion(concept(sd, "zog"))
-    if hasattr(sd.tokenizer, "_tokenizer"):  # the slow tokenizers of transformers 4 know no such thing
+    if hasattr(sd.tokenizer, "_tokenizer"):  # slow tokenizers of transformers 4 do not match single words
         assert sd.tokenizer.tokenize("zogory zog, a") == ["zogory</w>", "zog", ",</w>", "a</w>"]
     assert sd.tokenizer.tokenize("zog, a")[0] == "zog"
 
@@ -42,7 +41,7 @@ def test_a_single_vector_inside_a_word(sd, concept):
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("word", ["<Dog>", "<dog>"])
 def test_placeholders_match_as_they_are_written(sd, concept, word, vectors):
-    """T7, T24: upper case works, and the same way on both ends of the version range."""
+    """Upper case works, and in the same way for the oldest and the newest supported versions."""
     sd.load_directional_inversion(concept(sd, word, vectors))
     names = token_names(word, vectors)
     assert sd.tokenizer.tokenize(f"a {word} on") == ["a</w>", *names, "on</w>"]
@@ -62,7 +61,7 @@ def test_copies_pickles_and_saved_tokenizers_work(sd, concept, tmp_path):
     for again in (copy.deepcopy(sd.tokenizer), pickle.loads(pickle.dumps(sd.tokenizer))):
         assert again("a <dog> on").input_ids == expected
     sd.tokenizer.save_pretrained(tmp_path)
-    reopened = plain.from_pretrained(tmp_path)  # stock: the vectors' own names are there, the placeholder is not
+    reopened = plain.from_pretrained(tmp_path)  # the class of transformers has the vectors' tokens, but not the placeholder
     assert type(reopened) is plain
     assert reopened("a " + "".join(token_names("<dog>", 2)) + " on").input_ids == expected
     sd.unload_directional_inversion()

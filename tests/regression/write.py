@@ -1,7 +1,7 @@
-"""Write what this version of the package writes, for later versions to read: `python tests/regression/write.py FOLDER`.
+"""Write files of this version for later versions to read: `python tests/regression/write.py FOLDER`.
 
-Concepts of one and three vectors in each family, an adapter, and a checkpoint, all from two steps of training in the tiny
-pipelines of the tests; `expected.json` has the rows as numbers, read by nothing of ours.
+The files are concepts of one and three vectors for each family, an adapter and a checkpoint, from two steps of training on the
+tiny pipelines of the tests. `expected.json` has the rows as numbers.
 """
 
 import json

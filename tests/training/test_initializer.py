@@ -5,7 +5,7 @@ import torch
 from tiny_pipelines import t5_encoder, t5_tokenizer
 
 from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
-from diffusers_dti.pipeline.vocabulary import word_rows
+from diffusers_dti.pipeline.word_rows import word_rows
 
 
 def test_a_words_rows_are_the_tables(sdxl):
