@@ -111,23 +111,31 @@ def client_of(server: HubServer, cache: Path, token: str = WRITE) -> Iterator[No
         cache: the folder of the client's cache.
         token: the token of the user who is logged in.
     """
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants, file_download
 
-    # Before version 1, a client that once was offline keeps to it, in a session for each thread.
-    close = getattr(utils, "reset_sessions", None) or utils.close_session
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", server.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        for module in (constants, file_download):  # before version 1, the second one has a copy
+            template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", token)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        close()
+        reset_client()
         try:
             yield
         finally:
-            close()
+            reset_client()
+
+
+def reset_client() -> None:
+    """Make `huggingface_hub` look again whether it is offline: before version 1, its sessions remember it."""
+    from huggingface_hub import utils
+
+    close = getattr(utils, "reset_sessions", None) or utils.close_session
+    close()
 
 
 class Handler(BaseHTTPRequestHandler):

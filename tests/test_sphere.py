@@ -1,4 +1,4 @@
-"""Against float64 formulas and geoopt's sphere."""
+"""The sphere's geometry, checked against float64 formulas and geoopt."""
 
 import math
 import warnings
@@ -71,7 +71,7 @@ def test_the_mean_of_two_is_on_their_arc(seed):
     found = frechet_mean(torch.stack([2 * a, b]), torch.tensor([3, 1]))
     torch.testing.assert_close(found, slerp(a, b, 0.25), rtol=0, atol=1e-12)
     torch.testing.assert_close(frechet_mean(torch.stack([b]), torch.tensor([0.1])), normalize(b, dim=-1))
-    # at 170 degrees, where the mean in space lies elsewhere on the arc
+    # at 170 degrees, where the mean in space is at another point of the arc
     a, tangent = normalize(a, dim=-1), normalize(project(normalize(a, dim=-1), b), dim=-1)
     far = normalize(math.cos(math.radians(170)) * a + math.sin(math.radians(170)) * tangent, dim=-1)
     found = frechet_mean(torch.stack([a, far]), torch.tensor([0.9, 0.1], dtype=torch.float64))
@@ -108,7 +108,7 @@ def test_the_mean_in_high_dimensions_and_float32():
     torch.testing.assert_close(found.double(), frechet_mean(points.double(), torch.arange(1.0, 7.0)), rtol=0, atol=1e-7)
 
 
-def test_what_has_no_mean():
+def test_directions_without_a_mean_are_refused():
     a = normalize(rows(0), dim=-1)
     with pytest.raises(ValueError, match="opposite"):
         frechet_mean(torch.stack([a, -a]), torch.tensor([0.7, 0.3]))

@@ -1,4 +1,4 @@
-"""Concepts rewritten for other programs: key names, shapes and bits, and diffusers' own loader on what is for it."""
+"""Concepts rewritten for other programs: keys, shapes and bits. Stock diffusers loads what is written for it."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The file, read back by safetensors and by us."""
+"""Our file, read back with safetensors and with our own reader."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_unreadable_files_say_why(tmp_path):
         '{"version": 1, "component": "text_encoder", "scale": [NaN]}',
     ],
 )  # fmt: skip
-def test_headers_that_lie_or_are_torn(tmp_path, header):
+def test_wrong_or_damaged_headers_are_refused(tmp_path, header):
     path = tmp_path / "learned_embeds.safetensors"
     save_file({"<dog>": torch.nn.functional.normalize(torch.ones(1, 8))}, path, metadata={"dti": header})
     with pytest.raises(ValueError, match=r"learned_embeds\.safetensors has a header that cannot be used"):

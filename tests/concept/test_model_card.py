@@ -1,4 +1,4 @@
-"""The card: what stands in it, and that text of users stays text."""
+"""The card: what it says, and that user text stays text."""
 
 import ast
 import html
@@ -92,7 +92,7 @@ def test_the_card_of_a_trained_concept():
     assert ModelCard(text).data.to_dict() == data
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_values_are_left_out():
     data, body = front_matter(str(model_card(concept(), "user/dti-dog")))
     assert data.keys() == {"library_name", "tags", "instance_prompt"}
     for word in ("Gallery", "Training", "Norm:", "Angle", "None", ", learned", "{{", "\n\n\n"):
@@ -111,7 +111,7 @@ def test_the_code_names_the_dtype_as_diffusers_does():
 
 
 @pytest.mark.parametrize("base", ["out/my/model", "/home/me/model", "C:\\me", "..", "model", "a/b\nc", 5, ["x"], '"a/b"'])
-def test_a_base_model_that_is_no_repository_is_left_out(base):
+def test_a_base_model_that_is_not_a_repository_is_left_out(base):
     data, body = front_matter(str(model_card(concept(base_model=base), "user/dti-dog")))
     assert "base_model" not in data and body.count('from_pretrained("path/of/the/base-model"') == 2
     assert str(base) not in body.replace("path/of/the/base-model", "").replace("text-to-image model", "") or base in (5, "..")
@@ -164,7 +164,7 @@ def test_a_parser_of_markdown_sees_text(text):
     assert "".join(c.content for c in heading.children) == " ".join(text.split())
 
 
-def test_what_another_program_learned_is_not_called_directional():
+def test_a_concept_of_another_program_is_not_called_directional():
     made = DirectionalInversion.from_embeddings("<x>", {"text_encoder": torch.ones(1, 2304)})
     card = str(model_card(made, "user/x"))
     assert "directional-textual-inversion" not in card.split("---")[1]

@@ -1,4 +1,4 @@
-"""Pushing and loading by the real client, in processes of their own, against a server that speaks the Hub's interface."""
+"""Push and load with the real client against a server that speaks the Hub's interface, mostly in separate processes."""
 
 import io
 import json
@@ -86,7 +86,7 @@ def hub():
 
 @pytest.fixture
 def server(hub):
-    """Without repositories."""
+    """The server, without repositories."""
     for kept in (hub.repos, hub.objects, hub.requests, hub.faults):
         kept.clear()
     return hub
@@ -94,7 +94,7 @@ def server(hub):
 
 @pytest.fixture(scope="module")
 def start(hub, tmp_path_factory):
-    """Starts Python with the client set up for the server."""
+    """Start Python with the client set up for the server."""
     home = tmp_path_factory.mktemp("home")
 
     def start_process(code, **environment):
@@ -111,7 +111,7 @@ def start(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def forks(start):
-    """A process that has imported all, and becomes another one for each job: that takes seconds only once."""
+    """A process that has imported everything and forks for each job, because importing takes seconds."""
     with start(FORKS) as process:
         yield process
         process.stdin.close()
@@ -119,7 +119,7 @@ def forks(start):
 
 @pytest.fixture
 def run(forks, tmp_path):
-    """Runs code in a new process and gives back what it reports."""
+    """Run code in a new process and return what it reports."""
 
     def run_code(code, **environment):
         job = {"code": code, "folder": str(tmp_path), "environment": environment}
@@ -136,20 +136,20 @@ def run(forks, tmp_path):
 PUSH = """
 from diffusers_dti import DirectionalInversion
 import diffusers_dti.concept.model_card
-picture = Image.new("RGB", (8, 8), "red")
+image = Image.new("RGB", (8, 8), "red")
 addresses = {}
 base = {"base_model": "stabilityai/stable-diffusion-xl-base-1.0", "family": "SDXL", "method": "dti", "scale_rule": "mean"}
 mine = concept(**base)
 addresses["main"] = mine.push_to_hub(
-    "user/dti-dog", images=[("a <dog> in the snow", picture), picture], license="apache-2.0", private=True, token="hf_write"
+    "user/dti-dog", images=[("a <dog> in the snow", image), image], license="apache-2.0", private=True, token="hf_write"
 )
 addresses["v1"] = concept(seed=1).push_to_hub("user/dti-dog", revision="v1", commit_message="Another", token="hf_write")
 request = concept(seed=2).push_to_hub("user/dti-dog", create_pr=True, token="hf_read")
 addresses["pull"] = request.pr_url
-concept("<cat>", seed=3).push_to_hub("user/animals", subfolder="cats/cat", images=[picture], token="hf_write")
+concept("<cat>", seed=3).push_to_hub("user/animals", subfolder="cats/cat", images=[image], token="hf_write")
 concept("<cow>", seed=4).push_to_hub("user/animals", subfolder="cow", token="hf_write")
-concept(seed=5).push_to_hub("dti-shrunk", images=[picture, picture], token="hf_write")
-concept(seed=5, components=1).push_to_hub("dti-shrunk", images=[picture], token="hf_write")
+concept(seed=5).push_to_hub("dti-shrunk", images=[image, image], token="hf_write")
+concept(seed=5, components=1).push_to_hub("dti-shrunk", images=[image], token="hf_write")
 report(addresses)
 """
 
@@ -221,12 +221,12 @@ def test_pushed_by_one_process_and_loaded_by_others(server, start, run, tmp_path
     assert addresses["pull"] == f"{server.url}/user/dti-dog/discussions/1"
     assert dog.at("main").message == "Upload <dog>" and dog.at("v1").message == "Another"
     files = ["README.md", "learned_embeds.safetensors", "learned_embeds_2.safetensors"]
-    pictures = ["images/0.png", "images/1.png"]
-    assert sorted(dog.at("main").files) == sorted([".gitattributes", *files, *pictures])
-    # what a branch begins with is the main branch, whose samples are another concept's
+    images = ["images/0.png", "images/1.png"]
+    assert sorted(dog.at("main").files) == sorted([".gitattributes", *files, *images])
+    # a branch starts from the main branch, whose samples belong to another concept
     assert sorted(dog.at("v1").files) == sorted(dog.at("refs/pr/1").files) == sorted([".gitattributes", *files])
     animals = server.repos["user/animals"].at("main")
-    cat = [f"cats/cat/{f}" for f in (*files, pictures[0])]
+    cat = [f"cats/cat/{f}" for f in (*files, images[0])]
     assert sorted(animals.files) == sorted([".gitattributes", *cat, *(f"cow/{f}" for f in files)])
     # a concept that has become smaller leaves nothing behind, not even half of a commit in between
     shrunk = server.repos["user/dti-shrunk"]
@@ -235,8 +235,8 @@ def test_pushed_by_one_process_and_loaded_by_others(server, start, run, tmp_path
     for i, expected in enumerate(made().values()):
         (stored,) = load_safetensors(dog.at("main").files[files[i + 1]]).values()
         torch.testing.assert_close(stored, expected)
-    picture = Image.open(io.BytesIO(dog.at("main").files["images/0.png"]))
-    assert picture.getpixel((0, 0)) == (255, 0, 0)
+    image = Image.open(io.BytesIO(dog.at("main").files["images/0.png"]))
+    assert image.getpixel((0, 0)) == (255, 0, 0)
 
     server.requests.clear()
     found = run(LOAD)
@@ -252,7 +252,7 @@ def test_pushed_by_one_process_and_loaded_by_others(server, start, run, tmp_path
     assert all(a is None for path, a in asked if "signed" in path) and ("hf_read" in str(asked))
     revisions = [re.search("resolve/([^/]+)/", path)[1] for path, _ in asked if "dti-dog/resolve" in path]
     commits = [dog.refs[r] for r in ("main", "v1", "refs/pr/1")]
-    # a name for the first file alone, so that the others are of the same commit
+    # only the first file is asked for by name: the others come from the same commit
     assert revisions[:9] == [
         "main",
         commits[0],
@@ -434,7 +434,7 @@ AGAIN = """
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.evaluation.generation import find_adapter
 from huggingface_hub import HfApi
-HfApi(token="hf_write").upload_file(path_or_fileobj=b"a picture", path_in_repo="images/teaser.png", repo_id="user/dti-rex")
+HfApi(token="hf_write").upload_file(path_or_fileobj=b"an image", path_in_repo="images/teaser.png", repo_id="user/dti-rex")
 rex = DirectionalInversion.from_pretrained("user/dti-rex", token="hf_write")
 rex.push_to_hub("user/dti-rex", images=[Image.new("RGB", (8, 8))], token="hf_write")
 report(find_adapter("user/dti-rex").name)
@@ -442,7 +442,7 @@ report(find_adapter("user/dti-rex").name)
 
 
 def test_pushing_the_concept_again_costs_no_adapter(server, run):
-    """Of samples those that were pushed before go, and nothing else."""
+    """Only the samples that were pushed before are deleted."""
     run(TRAIN)
     adapter = run(AGAIN, HF_TOKEN="hf_write")
     files = server.repos["user/dti-rex"].at("main").files
@@ -462,8 +462,8 @@ def test_a_trainer_pushes_its_adapter_and_last_pictures(server, run, tmp_path):
     assert "- text: a <rex> on the beach\n  output:\n    url: images/0.png\n- text: a red <rex>\n" in card
     assert f"Angle to the initializer: {angle:.1f}° on average." in card and "| max_train_steps | 2 |" in card
     assert 'load_lora_weights("user/dti-rex", weight_name="pytorch_lora_weights.safetensors")' in card
-    assert "base_model" not in card.split("---")[1]  # a folder's name is no repository of the Hub
-    for path, content in files.items():  # what the machine is like is nobody's business
+    assert "base_model" not in card.split("---")[1]  # a folder's name is not a repository on the Hub
+    for path, content in files.items():  # nothing about the machine is pushed
         for secret in (str(tmp_path), str(Path.home()), WRITE):
             assert secret.encode() not in content, (path, secret)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hub_server import WRITE
+from hub_server import WRITE, reset_client
 from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
 
@@ -172,6 +172,7 @@ def test_a_cached_concept_needs_no_hub(local_hub, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="user/never-seen is not in the cache, and the Hub is offline here"):
         read_stored("user/never-seen", local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    reset_client()
     with pytest.raises(OSError, match="user/never-seen is not in the cache, and the Hub is offline here"):
         read_stored("user/never-seen")
 

@@ -1,4 +1,4 @@
-"""Other programs' files, written by hand as those write them; stock diffusers is the second reader where it reads them."""
+"""Other programs' files, written by hand in their formats. Stock diffusers reads those that it knows as a cross-check."""
 
 import copy
 import json
@@ -99,7 +99,7 @@ def test_every_format_is_read(kind, tmp_path):
 def test_pickles_are_read_for_their_tensors(kind, old, tmp_path):
     saved, name, expected = PICKLES[kind]
     if old and isinstance(saved, dict) and isinstance(saved["string_to_param"], nn.Module):
-        pytest.skip("torch before 1.6 wrote a module's code beside it, which its own weights_only refuses")
+        pytest.skip("torch before 1.6 saved a module's code with it, which its own weights_only refuses")
     for file in ("rex.pt", "learned_embeds.bin", "rex.safetensors"):
         torch.save(saved, tmp_path / file, _use_new_zipfile_serialization=not old)
         with pytest.raises(ValueError, match=rf"{file} is a pickle.*`allow_pickle=True`"):
@@ -268,7 +268,7 @@ def test_another_family_is_refused_by_name(pipe, tensors, message, request):
 
 
 def test_wans_own_concept_is_not_pixarts(tmp_path):
-    """Of one width, 4096 in the real ones: what tells them apart is the family in the file."""
+    """Both encoders have the same width, 4096 in the real models: only the family in the file distinguishes them."""
     made = DirectionalInversion.from_embeddings("<x>", {ONE: rows(32, vectors=1)}, {"family": "Wan"})
     (tmp_path / "other").mkdir()
     pixart, wan = build("pixart", tmp_path), build("wan", tmp_path / "other")
