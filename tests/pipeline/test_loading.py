@@ -70,9 +70,7 @@ def test_tables_never_shrink(name, request, concept):
         )
     modules = find_text_encoders(pipe)["text_encoder"].embedding_modules()
     assert len({id(m) for m in modules}) == {"sana": 1, "wan": len(modules)}[name]
-    assert all(
-        m.weight is pipe.text_encoder.get_input_embeddings().weight for m in modules
-    )  # UMT5 shares it
+    assert all(m.weight is pipe.text_encoder.get_input_embeddings().weight for m in modules)  # UMT5 shares it
 
 
 def test_gemmas_scaling_survives(sana, concept, photos):
