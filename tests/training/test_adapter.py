@@ -17,7 +17,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 @pytest.mark.parametrize("method", ["dco", "oft"])
-def test_stock_diffusers_draws_the_same_picture(sdxl, photos, tmp_path, method):
+def test_stock_diffusers_generates_the_same_image(sdxl, photos, tmp_path, method):
     """T19: in a process that never imports this package."""
     sdxl.save_pretrained(tmp_path / "pipe")
     settings = SETTINGS | {"max_train_steps": 4, "adapter_learning_rate": 1e-2, "pooling": "legacy"}

@@ -196,7 +196,7 @@ def test_names_that_differ_in_punctuation_alone(sdxl, photos, tmp_path):
         torch.testing.assert_close(read.directions["text_encoder"], learned[word].directions["text_encoder"])
 
 
-def test_a_torn_log_stops_nobody(sdxl, photos, tmp_path):
+def test_a_torn_log_does_not_stop_a_run(sdxl, photos, tmp_path):
     settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 10, "max_train_steps": 10}
     DTITrainer(sdxl, **settings).fit(photos)
     sdxl.unload_directional_inversion()

@@ -14,7 +14,7 @@ from diffusers_dti.families.stable_diffusion import StableDiffusionXL as SDXL
 from diffusers_dti.training.config import ResolvedConfig
 
 
-def test_the_family_fills_what_is_not_said():
+def test_the_family_fills_in_defaults():
     config = DTIConfig(train_batch_size=2).resolve(SDXL)
     assert (config.resolution, config.max_train_steps, config.kappa) == (768, 400, 1e-4)
     assert config.train_batch_size == 2 and config.learning_rate == 0.01
@@ -73,12 +73,12 @@ def test_the_effective_rate_is_the_authors():
         ({"method": "oft", "adapter": "lora"}, "has its own adapter, oft"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DTIConfig(**settings)
 
 
-def test_an_adapter_that_would_never_join_in():
+def test_an_adapter_that_would_never_be_trained_is_refused():
     with pytest.raises(ValueError, match="join in at step 9, and there are only 9"):
         DTIConfig(adapter="lora", adapter_start_step=9, max_train_steps=9).resolve(SDXL)
 

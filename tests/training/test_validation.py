@@ -10,7 +10,7 @@ from diffusers_dti.training import validation
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
-def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
+def test_validation_images_change_nothing(sdxl, photos, tmp_path):
     plain = DTITrainer(sdxl, **SETTINGS, max_train_steps=5).fit(photos)
     sdxl.unload_directional_inversion()
     torch.manual_seed(0)
@@ -26,9 +26,9 @@ def test_pictures_on_the_way_change_nothing(sdxl, photos, tmp_path):
     assert {k: len(v) for k, v in watched.validation_images.items()} == {2: 2, 4: 2, 5: 2}
     strip = Image.open(tmp_path / "validation.png")
     assert watched.validation_images[2][0].size == (16, 16)
-    assert strip.width == 3 * 100 and strip.height == 2 * 100 + 23  # enlarged, below a line of steps
+    assert strip.width == 3 * 100 and strip.height == 2 * 100 + 23  # enlarged, under a line of steps
     assert strip.getpixel((100 + 3, 23 + 3)) == watched.validation_images[4][0].getpixel((0, 0))
-    # the last pictures are what the finished pipeline draws
+    # the last images are what the finished pipeline generates
     again = validation.generate(watched.family, ["a <dog> on the beach"], 16, watched.config.seed)[0]
     difference = torch.tensor(list(again.tobytes())).sub(torch.tensor(list(watched.validation_images[5][0].tobytes()))).abs()
     assert difference.max() <= 1
@@ -63,7 +63,7 @@ def test_curves(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["sana", "sprint", "wan", "wan22"])
-def test_every_family_draws_at_the_trainings_resolution(name, request, photos):
+def test_every_family_generates_at_the_training_resolution(name, request, photos):
     pipe = request.getfixturevalue(name)
     scheduler = pipe.scheduler.timesteps.clone()
     trainer = DTITrainer(pipe, **SETTINGS | {"resolution": 32}, max_train_steps=2, validation_prompt="a {} on the beach")
@@ -83,7 +83,7 @@ def test_the_tokenizers_padding_stays(sana, photos, side):
     assert sana.tokenizer.padding_side == side
 
 
-def test_pipelines_that_need_more_than_a_prompt_are_told_of_at_once(sdxl, wan):
+def test_pipelines_that_need_more_than_a_prompt_are_refused_at_once(sdxl, wan):
     import diffusers
 
     for pipe, base in ((diffusers.StableDiffusionXLImg2ImgPipeline, sdxl), (diffusers.WanVideoToVideoPipeline, wan)):
