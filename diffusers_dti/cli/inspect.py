@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from .open_pipeline import open_pipeline
 
     if args.output and not args.model:
-        raise ValueError("--output plots the concept against a vocabulary: name the model with --model.")
+        raise ValueError("--output plots the concept against a model's vocabulary: say with --model which one.")
     concept = DirectionalInversion.from_pretrained(args.source, **arguments.source_options(args))
     pipe = open_pipeline(args, text_only=True) if args.model else None
     report = inspect(concept, pipe, args.nearest)
