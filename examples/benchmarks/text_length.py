@@ -31,8 +31,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from diffusers_dti.families import find_family
+from diffusers_dti.families.base import Batch
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-from diffusers_dti.training.samples import Batch
 from diffusers_dti.training.trainable import TrainableRows
 
 PROMPT = "a photo of a <dog> on the beach"

@@ -47,28 +47,37 @@ def edited(noun: str, changes: dict[str, str]) -> str:
     return " ".join(filter(None, (changes.get("fill"), noun, trims and f"with {trims}")))
 
 
-def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple[str, dict[str, str]]:
-    """Return a caption that names each attribute with probability `keep`, and the attributes that it names."""
-    a = scene.attributes()
-    named = {k: v for k, v in a.items() if rng.random() < keep}
+def _random_noun_phrase(scene: Scene, named: dict[str, str], rng: random.Random) -> str:
+    """Describe the object by its noun, by a noun with a change, or by the attributes in `named`.
+
+    A noun names the whole bundle, which is then added to `named`.
+    """
+    attributes = scene.attributes()
     words = [named["size"]] if "size" in named else []
     how = rng.random()
     near = _near_names(scene.bundle)
     if scene.bundle in _NAME_OF and how < 0.4:
         words.append(_NAME_OF[scene.bundle])
-        named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
+        named |= {k: attributes[k] for k in SUBJECT_ATTRIBUTES}
     elif how < 0.65 and near:
         noun, attribute = rng.choice(near)
-        words.append(edited(noun, {attribute: a[attribute]}))
-        named |= {k: a[k] for k in SUBJECT_ATTRIBUTES}
+        words.append(edited(noun, {attribute: attributes[attribute]}))
+        named |= {k: attributes[k] for k in SUBJECT_ATTRIBUTES}
     else:
         words += [named["fill"]] if "fill" in named else []
         words.append(named.get("shape", "object"))
         trims = [f"{named[k]} {k}" for k in ("border", "dot") if k in named]
         words += ["with " + " and ".join(trims)] if trims else []
-    who = rng.choice(("a {}", rng.choice(OBJECT_TEMPLATES))).format(" ".join(words))
+    return " ".join(words)
+
+
+def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple[str, dict[str, str]]:
+    """Return a caption that names each attribute with probability `keep`, and the attributes that it names."""
+    named = {k: v for k, v in scene.attributes().items() if rng.random() < keep}
+    phrase = _random_noun_phrase(scene, named, rng)
+    subject = rng.choice(("a {}", rng.choice(OBJECT_TEMPLATES))).format(phrase)
     place = [named["place"]] if "place" in named else []
-    ground = " ".join(named[k] for k in ("pattern", "background") if k in named)
-    where = [f"on a {ground} background"] if ground else []
-    parts = [*where, *place, who] if rng.random() < 0.3 else [who, *place, *where]
+    background = " ".join(named[k] for k in ("pattern", "background") if k in named)
+    where = [f"on a {background} background"] if background else []
+    parts = [*where, *place, subject] if rng.random() < 0.3 else [subject, *place, *where]
     return " ".join(parts), named

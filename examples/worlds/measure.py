@@ -118,6 +118,7 @@ def learn(
         pipe, placeholder_token=TOKEN, initializer_token=bundle.shape, resolution=photos[0].width, seed=seed, **settings
     )
     concept, asked = trainer.fit(photos), prompts(bundle, TOKEN)
+    assert isinstance(concept, DirectionalInversion)  # a single concept is trained
 
     def generate_and_unload() -> tuple[torch.Tensor, dict[str, Any]]:
         images = generate(pipe, [p.text for p in asked], seed)

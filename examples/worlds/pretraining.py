@@ -2,15 +2,18 @@
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import scenes
 import torch
 import torch.nn.functional as F
-from captions import NOUNS, OBJECT_TEMPLATES, random_caption
+from captions import NOUNS, random_caption
 from stage import Stage
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from diffusers_dti.training.samples import OBJECT_TEMPLATES
 
 LATENT_STD = 0.05  # standard deviation of a VAE's posterior, fixed instead of learned with a KL term
 CHOICES = {
@@ -79,9 +82,19 @@ def renormalize(embedding: nn.Embedding, norms: Tensor) -> None:
         embedding.weight.mul_(norms / embedding.weight.norm(dim=-1, keepdim=True).clamp_min(1e-6))
 
 
+def split_logits(logits: Tensor, named: list[dict[str, str]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits and the true classes of each attribute. The last class means "not named"."""
+    start = 0
+    for name, values in CHOICES.items():
+        stop = start + len(values) + 1
+        classes = [values.index(attributes[name]) if name in attributes else len(values) for attributes in named]
+        yield logits[:, start:stop], torch.tensor(classes)
+        start = stop
+
+
 def train_text(
     work: Path,
-    encoders: dict[str, nn.Module],
+    encoders: Mapping[str, PreTrainedModel],
     norms: Sequence[Tensor],
     read: Callable[[list[str]], list[tuple[Tensor, Tensor]]],
     steps: int,
@@ -118,14 +131,9 @@ def train_text(
         for (states, pooled), (query, token_head, pooled_head) in zip(read(captions), heads):
             weights = (query(pooled)[:, None] * states).sum(-1).softmax(-1)
             for logits in (token_head((weights[..., None] * states).sum(1)), pooled_head(pooled)):
-                at = 0
-                for name, values in CHOICES.items():
-                    # The last class means "not named".
-                    truth = torch.tensor([values.index(n[name]) if name in n else len(values) for n in named])
-                    part = logits[:, at : at + len(values) + 1]
-                    at += len(values) + 1
+                for part, truth in split_logits(logits, named):
                     loss = loss + F.cross_entropy(part, truth)
-                    right += (part.argmax(-1) == truth).sum().item()
+                    right += int((part.argmax(-1) == truth).sum())
                     total += len(truth)
         loss.backward()
         optimizer.step()
@@ -212,7 +220,7 @@ def averaged(work: Path, name: str) -> dict[str, Tensor]:
 
 
 def main(
-    description: str, out: Path, stages: dict[str, Callable[[Path], None]], export: Callable[[Path, Path], None]
+    description: str, out: Path, stages: Mapping[str, Callable[[Path], None]], export: Callable[[Path, Path], None]
 ) -> None:  # fmt: skip
     """Run a pretraining script: `python pretrain_*.py STAGE --work DIR`."""
     parser = argparse.ArgumentParser(description=description)

@@ -17,13 +17,14 @@ from typing import Any
 import measure
 import scenes
 import torch
+from diffusers import DiffusionPipeline
 from gates import FOLDER, WORLDS, folder_of, open_world
 
 from diffusers_dti.evaluation import summary
 from diffusers_dti.evaluation.store import Store
 
-ADAPTER_RATES = {"adapter_learning_rate": (5e-5, 5e-4, 5e-3)}
-RATES = {"learning_rate": (0.001, 0.005, 0.02)}  # before `scale_lr` multiplies them
+ADAPTER_RATES: dict[str, tuple[float, ...]] = {"adapter_learning_rate": (5e-5, 5e-4, 5e-3)}
+RATES: dict[str, tuple[float, ...]] = {"learning_rate": (0.001, 0.005, 0.02)}  # before `scale_lr` multiplies them
 # Each method's settings, and the rates to choose from. DTI has the authors' rate.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, ...]]]] = {
     "DTI": ({}, {}),
@@ -75,6 +76,27 @@ def jobs(split: str, world: str) -> Iterator[tuple[str, Job]]:
                 yield f"{name}, rate {rate:g}", settings | {field: rate}
 
 
+def run_job(pipe: DiffusionPipeline, bundle: scenes.Bundle, seed: int, job: Job) -> dict[str, Any]:
+    """Run a job for a subject and a seed, and return its scores."""
+    if isinstance(job, dict):
+        _, learned, _ = measure.learn(pipe, bundle, seed, **job)
+        return learned
+    _, described = measure.in_words(pipe, bundle, job and bundle.shape, seed)
+    return dict(described)
+
+
+def result_rows(name: str, figures: dict[str, Any], subject: str, seed: int) -> list[dict[str, Any]]:
+    """Return the table's results of a job: its own, and those of the rescaled concept if there are any."""
+    rows = {name: figures}
+    if "rescaled" in figures:
+        rows[f"{name}, rescaled"] = figures["rescaled"]
+    results = []
+    for row, own in rows.items():
+        scores = {score: own[score] for score in ("subject", "prompt", "norm")}
+        results.append({"run": row, "subject": subject, "prompt": "", "seed": seed, "scores": scores})
+    return results
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Results of all jobs, as `summarise` takes them."""
     pipe = open_world(args.world)
@@ -84,7 +106,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     code += [FOLDER / f"{name}.py" for name in ("scenes", "verifier", "gates", "measure")]
     store = Store(args.results, [*code, FOLDER / "captions.py", *folder_of(args.world).rglob("*.safetensors")])
     subjects = (scenes.DEV_SUBJECTS if args.split == "dev" else scenes.TEST_SUBJECTS)[: args.subjects]
-    results = []
+    results: list[dict[str, Any]] = []
     for bundle in subjects:
         for seed in range(args.seeds):
             for name, job in jobs(args.split, args.world):
@@ -95,17 +117,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 key = {"world": args.world, "subject": bundle.words(), "seed": seed, "job": job}
                 figures = store.get(key)
                 if figures is None:
-                    if isinstance(job, dict):
-                        _, figures, _ = measure.learn(pipe, bundle, seed, **job)
-                    else:
-                        _, figures = measure.in_words(pipe, bundle, job and bundle.shape, seed)
+                    figures = run_job(pipe, bundle, seed, job)
                     store.put(key, figures)
-                rows = {name: figures}
-                if "rescaled" in figures:
-                    rows[f"{name}, rescaled"] = figures["rescaled"]
-                for row, own in rows.items():
-                    scores = {score: own[score] for score in ("subject", "prompt", "norm")}
-                    results.append({"run": row, "subject": bundle.words(), "prompt": "", "seed": seed, "scores": scores})
+                results += result_rows(name, figures, bundle.words(), seed)
     return results
 
 
