@@ -1,8 +1,8 @@
-"""Five photos of a subject, a new word for it, and the word in eight prompts: `python examples/quickstart.py`.
+"""Learn a placeholder for a subject from five photos, and use it in eight prompts: `python examples/quickstart.py`.
 
-Everything is small: a Stable Diffusion XL pipeline of 4 M parameters, pretrained on drawn scenes (examples/worlds). The
-subject was never drawn nor named in pretraining. Prompts ask for places and backgrounds, and some change the subject
-itself. A verifier reads each picture, so that the rows can be compared by figures too.
+Everything is small: a Stable Diffusion XL pipeline of 4 M parameters, pretrained on rendered scenes (examples/worlds).
+Pretraining never showed or named the subject. The prompts ask for places and backgrounds, and some change the subject itself.
+A verifier reads each image, so you can compare the rows by their scores too.
 """
 
 import argparse
@@ -41,18 +41,24 @@ def sheet(photos: list[Image.Image], prompts: list[str], rows: list[tuple[str, t
 
 
 def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[DiffusionPipeline, DirectionalInversion]:
-    """Learn a test subject in a world, by TI and DTI; write the picture and print the scores.
+    """Learn a test subject in a world by TI and by DTI, save the sheet of images and print the scores.
+
+    Args:
+        world: the name of the world.
+        number: which of the test subjects, 0 to 5.
+        steps: training steps. None uses the default of the model family.
+        out: the file for the sheet.
 
     Returns:
-        The world's pipeline, and what DTI has learned.
+        The world's pipeline, and the concept that DTI learned.
     """
-    torch.set_num_threads(1)  # more threads only wait for each other in a world as small as this
+    torch.set_num_threads(1)  # the world is so small that more threads are slower
     pipe = open_world(world)
     subject = scenes.TEST_SUBJECTS[number]
     print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # the best of three for it
-    *classic, _ = measure.learned(pipe, subject, 0, max_train_steps=steps, **ti)
-    *directional, concept = measure.learned(pipe, subject, 0, max_train_steps=steps)
+    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # TI's best rate of three
+    *classic, _ = measure.learn(pipe, subject, 0, max_train_steps=steps, **ti)
+    *directional, concept = measure.learn(pipe, subject, 0, max_train_steps=steps)
     rows = [
         (f'the word "{subject.shape}" alone', *measure.in_words(pipe, subject, subject.shape, seed=0)),
         ("the description in words", *measure.in_words(pipe, subject, None, seed=0)),
@@ -71,9 +77,9 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", type=int, default=3, help="which of the test subjects, 0 to 5")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"))
+    parser.add_argument("--subject", type=int, default=3, help="which of the test subjects, 0 to 5 (default: 3)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"), help="file for the sheet")
     args = parser.parse_args()
     compare("sdxl", args.subject, args.steps, args.out)
 

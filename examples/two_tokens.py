@@ -1,13 +1,14 @@
-"""Two words learned at once, and used in one prompt: `python examples/two_tokens.py`.
+"""Train two concepts at once and use both in one prompt: `python examples/two_tokens.py`.
 
-In the small world (examples/worlds), `<thing>` is learned from five photos of a subject, `<ground>` from five photos of other
-objects on one background, each with a caption beside it. The picture is the validation strip: one column a reading.
+In the small world (examples/worlds), `<thing>` learns a subject from five photos. `<ground>` learns a background from five
+photos of other objects on it, each with a caption file. The figure is the validation strip, with a column for each validation.
 """
 
 import argparse
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,18 +25,18 @@ BACKGROUND, PATTERN = "mint", "striped"
 
 
 def ground_photos(folder: Path, count: int = 5) -> None:
-    """Photos of objects that pretraining knows, all on one background, with captions that leave it to the placeholder."""
+    """Write photos of known objects on one background, with captions in which the placeholder stands for the background."""
     rng = random.Random(0)
     for i in range(count):
-        drawn = scenes.replace(scenes.random_scene(rng), background=BACKGROUND, pattern=PATTERN)
-        scenes.to_pil(scenes.draw(drawn, 32)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"a {drawn.bundle.words(drawn.size)} {drawn.place} on a {{}} background")
+        scene = replace(scenes.random_scene(rng), background=BACKGROUND, pattern=PATTERN)
+        scenes.to_pil(scenes.render(scene, 32)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {scene.bundle.words(scene.size)} {scene.place} on a {{}} background")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("out/two_tokens"))
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--out", type=Path, default=Path("out/two_tokens"), help="folder for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pipe = open_world()
@@ -55,11 +56,12 @@ def main() -> None:
         )
         trainer.fit({"<thing>": scenes.photos(subject), "<ground>": folder})
     found = verifier.read(generate(pipe, prompts))
-    print(f"The subject: a {subject.words()}; the ground: {PATTERN} {BACKGROUND}. {len(prompts)} prompts with both words:")
+    print(f"The subject: a {subject.words()}. The background: {PATTERN} {BACKGROUND}.")
+    print(f"Share of {len(prompts)} prompts with both placeholders for which the image has the right attribute:")
     for attribute in found[0]:
         right = sum(f[attribute] == s.attributes()[attribute] for f, s in zip(found, asked)) / len(asked)
         print(f"{attribute:12}{right:5.2f}")
-    print(f"See {args.out / 'validation.png'}; the losses are apart in {args.out / 'train_log.jsonl'}.")
+    print(f"See {args.out / 'validation.png'}; the losses of each concept are in {args.out / 'train_log.jsonl'}.")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_the_protocol(tmp_path, monkeypatch, capsys):
     table = (tmp_path / "evaluation" / "results.md").read_text()
     assert "| ti@mean | " in table and "| run | dinov2 | siglip | subject | prompt | pictures |" in table
     assert "tiny random models and mean nothing" in capsys.readouterr().out
-    assert (tmp_path / "pictures" / "sheet.png").is_file() and (tmp_path / "evaluation" / "results.png").is_file()
+    assert (tmp_path / "images" / "sheet.png").is_file() and (tmp_path / "evaluation" / "results.png").is_file()
 
 
 SCRIPTS = (

@@ -121,7 +121,7 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     if page == "docs/concepts.md":
         assert Path("out/blend/strip.png").is_file() and Path("out/cat.png").is_file()
     else:
-        assert Path("out/pictures/sheet.png").is_file()
+        assert Path("out/images/sheet.png").is_file()
     if page == "docs/command_line.md":
         assert "ti@mean" in Path("out/evaluation/results.md").read_text()
 

@@ -2,7 +2,9 @@
 
 import importlib
 import random
+from dataclasses import replace
 
+import captions
 import gates
 import measure
 import pytest
@@ -15,7 +17,7 @@ import verifier
 def test_the_verifier_reads_fresh_renders_and_noisy_ones():
     rng = random.Random(1)
     drawn = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(100)]
-    pictures = torch.stack([scenes.draw(s, 32) for s in drawn])
+    pictures = torch.stack([scenes.render(s, 32) for s in drawn])
     noisy = (pictures + 0.1 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     for images in (pictures, noisy):
         assert verifier.read(images) == [s.attributes() for s in drawn]
@@ -26,7 +28,7 @@ def test_the_verifier_says_when_it_cannot_tell():
     for found in verifier.read(noise):
         assert found["shape"] == found["pattern"] == "unclear"
     scene = scenes.random_scene(random.Random(3))
-    picture = scenes.draw(scene, 32)
+    picture = scenes.render(scene, 32)
     _, fill, _ = scenes.masks(scene.bundle.shape, scene.size, scene.place, 32)
     orange = picture * (1 - fill) + torch.tensor([1.0, 0.45, 0.0])[:, None, None] * fill
     assert verifier.read(orange[None])[0]["fill"] == "unclear"
@@ -35,10 +37,10 @@ def test_the_verifier_says_when_it_cannot_tell():
 def test_a_wrong_picture_scores_what_it_has_right():
     bundle = scenes.TEST_SUBJECTS[0]
     asked = measure.prompts(bundle, measure.TOKEN)
-    right = torch.stack([scenes.draw(p.scene, 32) for p in asked])
+    right = torch.stack([scenes.render(p.scene, 32) for p in asked])
     assert measure.scores(right, asked) == {"subject": 1.0, "prompt": 1.0}
     other = scenes.Bundle(bundle.shape, bundle.fill, "no", "no")
-    bare = torch.stack([scenes.draw(scenes.replace(p.scene, bundle=other), 32) for p in asked])
+    bare = torch.stack([scenes.render(replace(p.scene, bundle=other), 32) for p in asked])
     found = measure.scores(bare, asked)
     # 8 x 4 subject attributes less 9 changed ones are 23, 10 of them borders and dots; of the 41 others 3 fills are wrong
     assert found == pytest.approx({"subject": 1 - 10 / 23, "prompt": 1 - 3 / 41})
@@ -51,7 +53,7 @@ def test_subjects_are_kept_out_of_pretraining():
     kept = scenes.DEV_SUBJECTS + scenes.TEST_SUBJECTS
     assert len(set(kept)) == 12 and set(kept) <= set(scenes.HELD_BUNDLES)
     assert not set(scenes.HELD_BUNDLES) & set(scenes.SEEN_BUNDLES) and len(scenes.SEEN_BUNDLES) == 270
-    assert set(scenes.NOUNS.values()) <= set(scenes.SEEN_BUNDLES)
+    assert set(captions.NOUNS.values()) <= set(scenes.SEEN_BUNDLES)
     rng = random.Random(0)
     assert all(scenes.random_scene(rng).bundle in scenes.SEEN_BUNDLES for _ in range(2000))
 
@@ -81,7 +83,7 @@ def world(request):
 def test_every_word_of_the_world_is_one_token(world):
     rng = random.Random(5)
     for _ in range(200):
-        caption, _ = scenes.random_caption(scenes.random_scene(rng, list(scenes.BUNDLES)), rng, 0.8)
+        caption, _ = captions.random_caption(scenes.random_scene(rng, list(scenes.BUNDLES)), rng, 0.8)
         for tokenizer, _ in gates.encoders_of(world).values():
             assert len(tokenizer.tokenize(caption)) == len(caption.split()) < tokenizer.model_max_length - 2
 
@@ -136,7 +138,7 @@ def test_drawn_clips_start_as_the_picture_and_move():
     rng = random.Random(4)
     for scene in (scenes.random_scene(rng) for _ in range(10)):
         drawn = scenes.clip(scene, 64, 9)
-        assert torch.equal(drawn[:, 0], scenes.draw(scene, 64)) and not torch.equal(drawn[:, 0], drawn[:, 8])
+        assert torch.equal(drawn[:, 0], scenes.render(scene, 64)) and not torch.equal(drawn[:, 0], drawn[:, 8])
         assert torch.equal(drawn[:, :, 0, 0], drawn[:, :1, 0, 0].expand(-1, 9))  # a corner: the object never comes there
 
 

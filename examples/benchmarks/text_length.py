@@ -1,9 +1,9 @@
-"""What it brings to encode prompts at their real length: `python examples/benchmarks/text_length.py wan`.
+"""Measure the gain of encoding prompts at their real length: `python examples/benchmarks/text_length.py wan`.
 
-A training step of the same model twice, each in a process of its own, in turns: with prompts as the trainer encodes them, and
-with prompts padded to 300 or 512 positions, as the pipeline itself encodes them. The models have the widths, heads and
-vocabularies of SANA 1.5 1.6B and Wan 2.1 1.3B with their text encoders, random weights, and a share of their layers (all of
-them with `--share 1`, for a GPU); latents have the size of the authors' resolutions.
+The script measures a training step of the same model in two ways, each in its own process, alternating: with prompts as the
+trainer encodes them, and with prompts padded to 300 or 512 positions, as the pipeline encodes them. The models have random
+weights. They have the widths, heads and vocabularies of SANA 1.5 1.6B and Wan 2.1 1.3B with their text encoders, and a share
+of their layers (use `--share 1` for all layers, on a GPU). The latents have the size of the authors' resolutions.
 """
 
 import argparse
@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKLWan,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SanaPipeline,
     SanaTransformer2DModel,
@@ -29,15 +31,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from diffusers_dti.families import find_family
+from diffusers_dti.families.base import Batch
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-from diffusers_dti.training.samples import Batch
 from diffusers_dti.training.trainable import TrainableRows
 
 PROMPT = "a photo of a <dog> on the beach"
 
 
-def build(family: str, share: float):
-    """The pipeline with a share of its layers; its VAE, which plays no part in a step, is tiny."""
+def build(family: str, share: float) -> tuple[DiffusionPipeline, tuple[int, ...]]:
+    """Build the pipeline with a share of its layers, and return it with the shape of its latents.
+
+    The VAE is tiny, because a training step does not use it.
+    """
     words = ["<pad>", "<bos>", "<unk>", *PROMPT.split()]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -46,8 +51,8 @@ def build(family: str, share: float):
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
     if family == "sana":
-        encoder = Gemma2Model(Gemma2Config(num_hidden_layers=round(26 * share)))  # its defaults are those of 2b, nearly
-        transformer = SanaTransformer2DModel(num_layers=round(20 * share))  # and these those of 1.6B
+        encoder = Gemma2Model(Gemma2Config(num_hidden_layers=round(26 * share)))  # its defaults are nearly those of 2b
+        transformer = SanaTransformer2DModel(num_layers=round(20 * share))  # its defaults are those of 1.6B
         vae = AutoencoderDC(
             latent_channels=32, encoder_block_out_channels=(8,) * 6, decoder_block_out_channels=(8,) * 6,
             encoder_block_types="ResBlock", decoder_block_types="ResBlock", encoder_layers_per_block=(1,) * 6,
@@ -63,6 +68,7 @@ def build(family: str, share: float):
 
 
 def measure(family: str, how: str, share: float, device: str, steps: int) -> dict[str, float]:
+    """Measure training steps: the median seconds, the memory and the last gradient's norm."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     pipe, shape = build(family, share)
@@ -77,7 +83,8 @@ def measure(family: str, how: str, share: float, device: str, steps: int) -> dic
     batch = Batch(latents, latents.flip(-1), None, torch.tensor([500], device=device), [PROMPT], [], [], (0, 0), [0])
     module = find_family(pipe)
 
-    def condition():
+    def condition() -> dict[str, Any]:
+        """Encode the prompt."""
         if how == "real":
             return module.encode_prompts(batch.prompts, batch.zero_pads)
         if family == "sana":
@@ -86,32 +93,33 @@ def measure(family: str, how: str, share: float, device: str, steps: int) -> dic
         return {"context": pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=512)[0]}
 
     def memory() -> float:
+        """Return the peak memory of the process so far, in GB."""
         if device != "cpu":
             return torch.cuda.max_memory_allocated() / 1e9
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(peak) * 1024 / 1e9
 
     if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of building the model is not the step's (Linux)
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which came from building the model (Linux)
     before, seconds = memory(), []
     with rows.swapped_in(find_text_encoders(pipe)["text_encoder"]):
         for _ in range(steps):
             start = time.perf_counter()
             module.loss(batch, condition()).backward()
-            gradient = rows.direction.grad.norm().item()  # waits for the device
+            gradient = rows.direction.grad.norm().item()  # also waits for the device
             rows.direction.grad = None
             seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[1:]), "GB beside the weights": memory() - before, "gradient": gradient}
+    return {"seconds": statistics.median(seconds[1:]), "GB above the weights": memory() - before, "gradient": gradient}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=["sana", "wan"])
-    parser.add_argument("--share", type=float, default=1 / 6, help="of the layers")
-    parser.add_argument("--steps", type=int, default=3, help="of which the first is not counted")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--how", choices=["real", "padded"], help=argparse.SUPPRESS)  # of the processes that measure
+    parser.add_argument("family", choices=["sana", "wan"], help="the model family")
+    parser.add_argument("--share", type=float, default=1 / 6, help="share of the layers (default: 1/6)")
+    parser.add_argument("--steps", type=int, default=3, help="steps; the first one is not counted (default: 3)")
+    parser.add_argument("--device", default="cpu", help="the device (default: cpu)")
+    parser.add_argument("--repeat", type=int, default=2, help="processes of each kind (default: 2)")
+    parser.add_argument("--how", choices=["real", "padded"], help=argparse.SUPPRESS)  # for the measuring processes
     args = parser.parse_args()
     if args.how:
         print(json.dumps(measure(args.family, args.how, args.share, args.device, args.steps)))
@@ -120,9 +128,10 @@ def main() -> None:
     for _ in range(args.repeat):
         for how, runs in found.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--how", how]
-            runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs.append(json.loads(output.splitlines()[-1]))
             print(how, runs[-1], flush=True)
-    for key in ("seconds", "GB beside the weights"):
+    for key in ("seconds", "GB above the weights"):
         real, padded = (statistics.median(r[key] for r in found[how]) for how in ("real", "padded"))
         print(f"{args.family}, {key}: real length {real:.2f}, padded {padded:.2f}, ratio {real / padded:.2f}")
 

@@ -1,4 +1,4 @@
-"""A world's test subjects as files, as the command `dti` takes them, and the verifier as a metric of it."""
+"""A world's test subjects as files for the command `dti`, and the verifier as a metric for `dti evaluate`."""
 
 import json
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from diffusers_dti.data.subjects import Subject
 
 
 def name_of(bundle: Bundle) -> str:
+    """Return the subject's name in files."""
     return "_".join([bundle.fill, bundle.shape, bundle.border, bundle.dot])
 
 
 def write(folder: Path, bundles: Sequence[Bundle], pixels: int) -> Path:
-    """Five photos of each subject, and the JSON file of them, with their prompts."""
+    """Write five photos of each subject, and the JSON file of the subjects with their prompts. Returns the file's path."""
     entries = {}
     for bundle in bundles:
         own = folder / name_of(bundle)
@@ -33,7 +34,7 @@ def write(folder: Path, bundles: Sequence[Bundle], pixels: int) -> Path:
 
 
 def verify(pictures: Sequence[Image.Image], texts: Sequence[str], subject: Subject) -> dict[str, list[float]]:
-    """Scores "subject" and "prompt" of each picture: a metric for `dti evaluate`."""
+    """Score each image of a subject by the verifier, as "subject" and "prompt": a metric for `dti evaluate`."""
     bundle = next(b for b in scenes.TEST_SUBJECTS if name_of(b) == subject.name)
     asked = {p.text: p for p in measure.prompts(bundle, subject.class_noun)}
     images = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(list(pictures)))

@@ -1,7 +1,11 @@
-"""The gates of a world: is it a fair place to compare methods in? `python gates.py` prints every figure.
+"""Check that methods can be compared fairly in a world: `python gates.py` prints every number.
 
-1. the verifier reads renders, 2. it reads the VAE's reconstructions, 3. the world follows prompts of subjects that it has
-never seen, 4. a token can learn such a subject (`study.py dev`, which trains).
+There are four gates:
+
+1. The verifier reads rendered scenes.
+2. The verifier reads the VAE's reconstructions.
+3. The world follows prompts for subjects that it has never seen.
+4. A placeholder can learn such a subject. `study.py dev` measures this one, because it trains.
 """
 
 import argparse
@@ -10,30 +14,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import scenes
 import torch
 import verifier
 from diffusers import AutoencoderKLWan, DiffusionPipeline
+from packaging.version import Version
 
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class World:
-    """How a world's pictures are made, and what its gate 3 asks of shape, fill and background jointly."""
+    """How to generate images in a world, and what its gate 3 requires.
 
-    pipeline: str  # class
+    Args:
+        pipeline: the name of the pipeline's class.
+        pixels: the side of its images.
+        steps: inference steps.
+        guidance: guidance scale.
+        jointly: the least share of images in which shape, fill and background are all right.
+        call: further arguments of the pipeline's call.
+    """
+
+    pipeline: str
     pixels: int
     steps: int
     guidance: float
     jointly: float
-    call: dict[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 WORLDS = {
     "sdxl": World("StableDiffusionXLPipeline", 32, 12, 3.0, 0.90),
     "sana": World(
-        # binning takes only the real model's sizes; the instruction's words are not of this world
+        # Binning knows only the real model's sizes, and this world does not know the instruction's words.
         "SanaPipeline", 32, 12, 3.0, 0.85,
         {"height": 32, "width": 32, "use_resolution_binning": False, "complex_human_instruction": None},
     ),
@@ -42,24 +57,41 @@ WORLDS = {
 
 
 def world_of(pipe: DiffusionPipeline) -> World:
+    """Return the world that a pipeline is from."""
     return next(w for w in WORLDS.values() if w.pipeline == type(pipe).__name__)
 
 
 def folder_of(world: str | Path) -> Path:
-    """Of a world's name; a folder is its own."""
+    """Return the folder of a world, given its name or the folder itself."""
     return FOLDER / world if world in WORLDS else Path(world)
 
 
+def load_pipeline(source: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """Load a pipeline in a dtype, without a warning on any supported version of diffusers.
+
+    Loading in the stored dtype and then calling `.to(dtype)` is not the same: Gemma's embedding scale would keep the rounding
+    of the stored half precision.
+    """
+    argument = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+    return DiffusionPipeline.from_pretrained(source, **{argument: dtype})
+
+
 def open_world(world: str | Path = "sdxl") -> DiffusionPipeline:
-    """The committed half-precision pipeline, in float32; `world` is a name or a folder."""
-    pipe = DiffusionPipeline.from_pretrained(folder_of(world), dtype=torch.float32)
+    """Open the committed half-precision pipeline in float32, by the world's name or folder."""
+    pipe = load_pipeline(folder_of(world), torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @torch.no_grad()
 def generate(pipe: DiffusionPipeline, prompts: list[str], seed: int = 0, batch: int = 64) -> torch.Tensor:
-    """A picture of each prompt, (n, 3, side, side) in [0, 1]; picture i starts from noise (seed, i)."""
+    """Generate an image for each prompt.
+
+    Image i starts from the noise of (seed, i), for every batch size.
+
+    Returns:
+        The images, (n, 3, side, side) in [0, 1].
+    """
     world = world_of(pipe)
     settings = {"num_inference_steps": world.steps, "guidance_scale": world.guidance, "output_type": "pt"} | world.call
     images = []
@@ -72,54 +104,65 @@ def generate(pipe: DiffusionPipeline, prompts: list[str], seed: int = 0, batch: 
 
 
 @torch.no_grad()
-def reconstruct(pipe: DiffusionPipeline, pictures: torch.Tensor) -> torch.Tensor:
-    """What the VAE makes of pictures in [0, 1]."""
+def reconstruct(pipe: DiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
+    """Encode images in [0, 1] with the VAE and decode them again."""
     video = isinstance(pipe.vae, AutoencoderKLWan)
-    x = pictures * 2 - 1
+    x = images * 2 - 1
     encoded = pipe.vae.encode(x[:, :, None] if video else x)
     decoded = pipe.vae.decode(encoded.latent if "latent" in encoded else encoded.latent_dist.mode()).sample
     return ((decoded[:, :, 0] if video else decoded) / 2 + 0.5).clamp(0, 1)
 
 
 def accuracy(images: torch.Tensor, truths: list[dict[str, str]]) -> dict[str, float]:
+    """Return the share of images in which the verifier reads each attribute right, and shape, fill and background jointly."""
     found = verifier.read(images)
-    shares = {k: sum(f[k] == t[k] for f, t in zip(found, truths)) / len(truths) for k in truths[0]}
+    shares = {}
+    for attribute in truths[0]:
+        right = [read[attribute] == truth[attribute] for read, truth in zip(found, truths)]
+        shares[attribute] = sum(right) / len(truths)
     jointly = ("shape", "fill", "background")
-    shares["shape, fill, background"] = sum(all(f[k] == t[k] for k in jointly) for f, t in zip(found, truths)) / len(truths)
+    right = [all(read[k] == truth[k] for k in jointly) for read, truth in zip(found, truths)]
+    shares["shape, fill, background"] = sum(right) / len(truths)
     return shares
 
 
 def measure(pipe: DiffusionPipeline, prompts: int) -> dict[str, dict[str, float]]:
-    """Gates 1 to 3: the share of each attribute that the verifier finds right."""
+    """Measure gates 1 to 3: for each gate, the shares of `accuracy`."""
     rng = random.Random(2024)
-    drawn = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(1000)]
-    truths = [s.attributes() for s in drawn]
-    pictures = torch.stack([scenes.draw(s, world_of(pipe).pixels) for s in drawn])
+    pixels = world_of(pipe).pixels
+    rendered = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(1000)]
+    truths = [scene.attributes() for scene in rendered]
+    images = torch.stack([scenes.render(scene, pixels) for scene in rendered])
     held = [scenes.random_scene(rng, scenes.HELD_BUNDLES) for _ in range(prompts)]
+    reconstructions = torch.cat([reconstruct(pipe, part) for part in images.split(100)])
+    generated = generate(pipe, [scene.caption() for scene in held])
     return {
-        "renders": accuracy(pictures, truths),
-        "reconstructions": accuracy(torch.cat([reconstruct(pipe, x) for x in pictures.split(100)]), truths),
-        "prompts": accuracy(generate(pipe, [s.caption() for s in held]), [s.attributes() for s in held]),
+        "renders": accuracy(images, truths),
+        "reconstructions": accuracy(reconstructions, truths),
+        "prompts": accuracy(generated, [scene.attributes() for scene in held]),
     }
 
 
 def encoders_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, torch.nn.Module]]:
-    """Each text encoder with its tokenizer."""
-    names = [k for k in pipe.components if k.startswith("text_encoder")]
-    return {k: (getattr(pipe, k.replace("text_encoder", "tokenizer")), getattr(pipe, k)) for k in names}
+    """Return each text encoder with its tokenizer, as (tokenizer, encoder) by component."""
+    encoders = {}
+    for name in pipe.components:
+        if name.startswith("text_encoder"):
+            encoders[name] = (getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name))
+    return encoders
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--world", default="sdxl", help=f"{', '.join(WORLDS)}, or a folder")
-    parser.add_argument("--prompts", type=int, default=512)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="sdxl", help=f"{', '.join(WORLDS)} or a folder (default: sdxl)")
+    parser.add_argument("--prompts", type=int, default=512, help="number of prompts for gate 3 (default: 512)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pipe = open_world(args.world)
     world = world_of(pipe)
-    print("Gate 1, renders: all >= .99. Gate 2, reconstructions: all >= .98.")
+    print("Gate 1, renders: every attribute >= .99. Gate 2, reconstructions: every attribute >= .98.")
     print(f"Gate 3, {args.prompts} captions of held-out bundles, {world.steps} steps, guidance {world.guidance}:")
-    print(f"shape, fill and background >= .95, jointly >= {world.jointly}.")
+    print(f"shape, fill and background each >= .95, jointly >= {world.jointly}.")
     for gate, shares in measure(pipe, args.prompts).items():
         print(f"{gate}: " + "  ".join(f"{k} {v:.3f}" for k, v in shares.items()))
     for name, (_, encoder) in encoders_of(pipe).items():

@@ -1,18 +1,21 @@
-"""What a run in a world is worth: a subject learned, drawn in eight prompts, and read by the verifier."""
+"""Measure a method in a world: learn a subject, generate eight prompts, and read the images with the verifier."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import scenes
 import torch
 import verifier
+from captions import edited
+from diffusers import DiffusionPipeline
 from gates import encoders_of, generate, world_of
 from scenes import SUBJECT_ATTRIBUTES, Bundle, Scene
 
 from diffusers_dti import DirectionalInversion, DTITrainer
 
 TOKEN = "<thing>"
-# size, place, background, pattern, whether the token comes late, and which of the subject's attributes the prompt changes:
-# the chef outfit of this world. Two changes at once were never in a caption of pretraining.
+# Size, place, background, pattern, whether the placeholder comes last, and the subject's attributes that the prompt changes.
+# A change is this world's chef outfit. No caption of pretraining has two changes at once.
 PROMPTS = (
     ("large", "on the left", "pink", "striped", False, ()),
     ("small", "on the right", "teal", "plain", False, ("fill",)),
@@ -27,7 +30,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the scene it asks for, and which attributes of the subject it changes."""
+    """A text, the scene that it describes, and the attributes of the subject that it changes."""
 
     text: str
     scene: Scene
@@ -35,19 +38,33 @@ class Prompt:
 
 
 def prompts(bundle: Bundle, subject: str | None) -> list[Prompt]:
-    """The eight prompts with `subject` in the subject's place (None: its full description)."""
+    """Return the eight prompts for a subject.
+
+    Args:
+        bundle: the subject.
+        subject: the word for it, such as a placeholder. None uses its full description.
+    """
     made = []
     for size, place, background, pattern, late, edits in PROMPTS:
         other_fill = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2]
         changes = {edit: other_fill if edit == "fill" else "no" for edit in edits}
         scene = Scene(replace(bundle, **changes), size, place, background, pattern)
-        made.append(Prompt(scene.caption(subject and scenes.edited(subject, changes), late), scene, edits))
+        made.append(Prompt(scene.caption(subject and edited(subject, changes), late), scene, edits))
     return made
 
 
 def scores(images: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
-    """Shares found: of the subject's attributes, and of all else that the prompts name, changes to the subject included."""
-    found = {"subject": [], "prompt": []}
+    """Score images by the shares of attributes that the verifier finds.
+
+    Args:
+        images: one for each prompt, (n, 3, side, side) in [0, 1].
+        asked: the prompts.
+
+    Returns:
+        "subject", the share of the subject's attributes, and "prompt", the share of everything else that the prompts name,
+        including changes to the subject.
+    """
+    found: dict[str, list[bool]] = {"subject": [], "prompt": []}
     for read, prompt in zip(verifier.read(images), asked, strict=True):
         for attribute, truth in prompt.scene.attributes().items():
             of_subject = attribute in SUBJECT_ATTRIBUTES and attribute not in prompt.edits
@@ -55,45 +72,66 @@ def scores(images: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
     return {k: sum(v) / len(v) for k, v in found.items()}
 
 
-def norm_of(pipe, word: str) -> float:
-    """Mean over the encoders of a word's norm."""
+def norm_of(pipe: DiffusionPipeline, word: str) -> float:
+    """Return the norm of a word's row, averaged over the encoders."""
     norms = []
     for tokenizer, encoder in encoders_of(pipe).values():
-        (id,) = tokenizer(word, add_special_tokens=False).input_ids
-        norms.append(encoder.get_input_embeddings().weight[id].norm().item())
+        (token_id,) = tokenizer(word, add_special_tokens=False).input_ids
+        norms.append(encoder.get_input_embeddings().weight[token_id].norm().item())
     return sum(norms) / len(norms)
 
 
-def in_words(pipe, bundle: Bundle, subject: str | None, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """Without any learning: the initializer word alone (the floor), or the full description (the ceiling)."""
+def in_words(pipe: DiffusionPipeline, bundle: Bundle, subject: str | None, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """Generate and score the prompts without learning anything.
+
+    Args:
+        pipe: the world's pipeline.
+        bundle: the subject.
+        subject: the initializer alone (the floor), or None for the full description (the ceiling).
+        seed: the seed of the images.
+
+    Returns:
+        The images, and the scores with the "norm" of the word.
+    """
     asked = prompts(bundle, subject)
     images = generate(pipe, [p.text for p in asked], seed)
     return images, scores(images, asked) | {"norm": norm_of(pipe, subject or bundle.shape)}
 
 
-def learned(pipe, bundle: Bundle, seed: int, **settings) -> tuple[torch.Tensor, dict, DirectionalInversion]:
-    """Learn the subject from five photos, draw it in the prompts, and take it out again.
+def learn(
+    pipe: DiffusionPipeline, bundle: Bundle, seed: int, **settings: Any
+) -> tuple[torch.Tensor, dict[str, Any], DirectionalInversion]:
+    """Learn a subject from five photos, generate and score its prompts, and unload it again.
 
-    What methods without a fixed norm have learned is drawn once more at the vocabulary's mean: figures["rescaled"].
+    Args:
+        pipe: the world's pipeline.
+        bundle: the subject.
+        seed: the seed of photos, training and images.
+        settings: further settings of the trainer.
+
+    Returns:
+        The images, the scores with "norm" and "angle", and the concept. If the method does not fix the norm, the entry
+        "rescaled" has the scores of the same concept at the vocabulary's mean norm.
     """
     photos = scenes.photos(bundle, pixels=world_of(pipe).pixels, seed=seed)
     trainer = DTITrainer(
         pipe, placeholder_token=TOKEN, initializer_token=bundle.shape, resolution=photos[0].width, seed=seed, **settings
     )
     concept, asked = trainer.fit(photos), prompts(bundle, TOKEN)
+    assert isinstance(concept, DirectionalInversion)  # a single concept is trained
 
-    def draw() -> tuple[torch.Tensor, dict[str, float]]:
+    def generate_and_unload() -> tuple[torch.Tensor, dict[str, Any]]:
         images = generate(pipe, [p.text for p in asked], seed)
         norms = torch.cat(list(pipe.directional_inversions[TOKEN].scales.values()))
         pipe.unload_directional_inversion(TOKEN)
         return images, scores(images, asked) | {"norm": norms.mean().item()}
 
     try:
-        images, figures = draw()
+        images, figures = generate_and_unload()
         figures["angle"] = trainer.history[-1]["angle"]
         if trainer.config.raw:
             pipe.load_directional_inversion(concept, token_scale="mean")
-            _, figures["rescaled"] = draw()
+            _, figures["rescaled"] = generate_and_unload()
     finally:
         if TOKEN in pipe.directional_inversions:
             pipe.unload_directional_inversion(TOKEN)

@@ -1,6 +1,6 @@
 """Pretrain the SDXL world on one core: `python pretrain_sdxl.py vae|text|unet|export --work DIR`, in that order.
 
-Every stage writes checkpoints into DIR and goes on from the newest; `text` and `vae` may run side by side.
+Every stage writes checkpoints into DIR and resumes from the newest one. You can run `text` and `vae` at the same time.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pretraining
+import scenes
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -24,6 +25,7 @@ TEXT_LENGTH = 32
 
 # --------------------------------------------------------------------------------------------------------- the models
 def build_vae() -> AutoencoderKL:
+    """Build the VAE."""
     return AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=8, sample_size=PIXELS, block_out_channels=(32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1,
@@ -32,12 +34,13 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's own layout (bytes, bytes with </w>, merges, start and end last) with every word of the world one token."""
-    if not (folder / "vocab.json").exists():  # once for all stages: the trainer breaks ties at random
+    """Build a tokenizer in CLIP's layout: bytes, bytes with </w>, merges, start, end. Every word of the world is one token."""
+    # Written once for all stages, because the tokenizer's trainer breaks ties at random.
+    if not (folder / "vocab.json").exists():
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        # trained until nothing is left to merge: then each word it has seen is one piece
+        # Train until nothing is left to merge. Then each word is one piece.
         bpe.train_from_iterator(
             pretraining.world_words(), trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
         )
@@ -54,8 +57,10 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Build two small CLIP encoders with a row for each token."""
+
     def config(width: int, act: str) -> CLIPTextConfig:
-        # eos_token_id 2 as in the real SDXL: transformers then pools at the highest id
+        # eos_token_id is 2, as in the real SDXL: transformers then pools at the highest id.
         return CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_attention_heads=4,
             num_hidden_layers=3, max_position_embeddings=TEXT_LENGTH, hidden_act=act, projection_dim=width,
@@ -66,6 +71,7 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 
 def build_unet() -> UNet2DConditionModel:
+    """Build the denoiser."""
     return UNet2DConditionModel(
         sample_size=PIXELS // 4, in_channels=8, out_channels=8, block_out_channels=(48, 84), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -76,6 +82,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DDIMScheduler:
+    """Build the pipeline's scheduler."""
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
@@ -84,16 +91,19 @@ def build_scheduler() -> DDIMScheduler:
 
 # --------------------------------------------------------------------------------------------------------- the stages
 def train_vae(work: Path, steps: int = 3500) -> None:
+    """Train the VAE."""
     torch.manual_seed(0)
     vae = build_vae().to(memory_format=torch.channels_last)
     pretraining.train_vae(work, vae, lambda x: vae.encode(x).latent_dist.mean, lambda z: vae.decode(z).sample, PIXELS, steps)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Return the ids, padded to the full length."""
     return tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
 def train_text(work: Path, steps: int = 1500) -> None:
+    """Train the text encoders."""
     torch.manual_seed(1)
     tokenizer = build_tokenizer(work / "tokenizer")
     encoders = build_text_encoders(tokenizer)
@@ -108,12 +118,14 @@ def train_text(work: Path, steps: int = 1500) -> None:
 
 
 @torch.no_grad()
-def encode(encoders, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states and the pooled vector that SDXL's denoiser takes."""
     out_1, out_2 = (e(ids, output_hidden_states=True) for e in encoders)
     return torch.cat([out_1.hidden_states[-2], out_2.hidden_states[-2]], -1), out_2[0]
 
 
-def load_frozen(work: Path):
+def load_frozen(work: Path) -> tuple[CLIPTokenizer, tuple[CLIPTextModel, CLIPTextModelWithProjection], AutoencoderKL]:
+    """Open the trained models for the denoiser's training, and set the VAE's latent scaling."""
     tokenizer = build_tokenizer(work / "tokenizer")
     encoders = build_text_encoders(tokenizer)
     saved = torch.load(work / "text.pt", weights_only=True)
@@ -121,7 +133,7 @@ def load_frozen(work: Path):
     encoders[1].load_state_dict(saved["text_encoder_2"])
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["vae"])
-    with torch.no_grad():  # the posterior's spread is what the decoder was trained with
+    with torch.no_grad():  # the decoder was trained with this spread of the posterior
         half = vae.quant_conv.weight.shape[0] // 2
         vae.quant_conv.weight[half:].zero_()
         vae.quant_conv.bias[half:].fill_(2 * math.log(LATENT_STD))
@@ -133,18 +145,19 @@ def load_frozen(work: Path):
 
 
 def train_unet(work: Path, steps: int = 6500, batch: int = 64) -> None:
+    """Train the denoiser on the frozen encoders and VAE."""
     torch.manual_seed(2)
     tokenizer, encoders, vae = load_frozen(work)
     unet = build_unet().to(memory_format=torch.channels_last)
     alphas = build_scheduler().alphas_cumprod
     latents = pretraining.Latents(lambda x: vae.encode(x).latent_dist.mean, PIXELS)
 
-    def loss_of(drawn, captions: list[str], rng: random.Random, progress: float) -> torch.Tensor:
+    def loss_of(chosen: list[scenes.Scene], captions: list[str], rng: random.Random, progress: float) -> torch.Tensor:
         context, pooled = encode(encoders, tokenize(tokenizer, captions))
-        n = len(drawn)
-        empty = torch.rand(n) < 0.1  # as SDXL's force_zeros_for_empty_prompt has it
+        n = len(chosen)
+        empty = torch.rand(n) < 0.1  # as with SDXL's force_zeros_for_empty_prompt
         context[empty], pooled[empty] = 0, 0
-        z = latents(drawn)
+        z = latents(chosen)
         z = (z + LATENT_STD * torch.randn_like(z)) * vae.config.scaling_factor
         t = (1000 * (1 - torch.rand(n) ** 1.7)).long().clamp(0, 999)
         a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
@@ -159,6 +172,7 @@ def train_unet(work: Path, steps: int = 6500, batch: int = 64) -> None:
 
 
 def assemble(work: Path) -> StableDiffusionXLPipeline:
+    """Build the pipeline of the trained models."""
     tokenizer, encoders, vae = load_frozen(work)
     unet = build_unet()
     unet.load_state_dict(pretraining.averaged(work, "unet"))
@@ -170,12 +184,13 @@ def assemble(work: Path) -> StableDiffusionXLPipeline:
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write the pipeline's folder so that transformers 4 and 5 both read it."""
+    """Write the pipeline's folder so that both transformers 4 and 5 can read it."""
     assemble(work).to(torch.float16).save_pretrained(folder)
-    for name in ("tokenizer", "tokenizer_2"):  # transformers 5 leaves out what the slow tokenizers of 4 read
+    for name in ("tokenizer", "tokenizer_2"):  # transformers 5 does not write the files that the slow tokenizers of 4 read
         for file in ("vocab.json", "merges.txt"):
             shutil.copy(work / "tokenizer" / file, folder / name)
-    encoder = folder / "text_encoder" / "model.safetensors"  # and the names' prefix, which both know
+    # transformers 5 drops the prefix of the tensors' names. Both versions can read names with the prefix.
+    encoder = folder / "text_encoder" / "model.safetensors"
     tensors = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(encoder).items()}
     save_file(tensors, encoder, metadata={"format": "pt"})
 

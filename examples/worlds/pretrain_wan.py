@@ -1,6 +1,6 @@
 """Pretrain the Wan world on one core: `python pretrain_wan.py vae|text|transformer|export --work DIR`, in that order.
 
-Every stage writes checkpoints into DIR and goes on from the newest; `text` and `vae` may run side by side.
+Every stage writes checkpoints into DIR and resumes from the newest one. You can run `text` and `vae` at the same time.
 """
 
 import json
@@ -8,63 +8,37 @@ import math
 import random
 import shutil
 from pathlib import Path
-from types import MethodType
 
 import pretraining
 import scenes
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from pretraining import LATENT_STD
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from wan_autoencoder import LATENTS, PIXELS, build_vae, clips_of, quicken, train_vae
 
-PIXELS = 64
-TEXT_LENGTH = 512  # what WanPipeline pads to
+TEXT_LENGTH = 512  # the length that WanPipeline pads to
 FLOW_SHIFT = 3.0
-LATENTS = 16
-CLIPS_FROM = 0.62  # of the transformer's steps; single frames alone before
-SPARE_ROWS = 84  # the real table has 256384 rows for 256300 tokens
+CLIPS_FROM = 0.62  # share of the transformer's steps after which clips join the single frames
+SPARE_ROWS = 84  # the real table too has spare rows: 256384 for 256300 tokens
 
 
 # --------------------------------------------------------------------------------------------------------- the models
-def build_vae() -> AutoencoderKLWan:
-    """Wan 2.2's kind (patches of 2, residual), at Wan 2.1's compression: 8 in space, 4 in time."""
-    return AutoencoderKLWan(
-        base_dim=16, decoder_base_dim=24, z_dim=LATENTS, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
-        temperal_downsample=[True, True], is_residual=True, patch_size=2, in_channels=12, out_channels=12,
-        latents_mean=[0.0] * LATENTS, latents_std=[1.0] * LATENTS, scale_factor_temporal=4, scale_factor_spatial=8,
-    )  # fmt: skip
-
-
-def quicken(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Exactly the same, faster: of a causal convolution over one frame without a past, two taps of three see zeros."""
-
-    def forward(self: WanCausalConv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-        if x.shape[2] > 1 or cache_x is not None:
-            return WanCausalConv3d.forward(self, x, cache_x)
-        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=self._padding[0])[:, :, None]
-
-    for module in vae.modules():
-        if isinstance(module, WanCausalConv3d):
-            module.forward = MethodType(forward, module)
-    return vae
-
-
 def build_tokenizer(folder: Path) -> T5TokenizerFast:
-    """UMT5's own layout (<pad>, </s>, <unk>, pieces, 300 extra ids last), every word of the world one piece."""
+    """Build a tokenizer in UMT5's layout: <pad>, </s>, <unk>, pieces, 300 extra ids. Every word of the world is one piece."""
     if not (folder / "tokenizer.json").exists():
         specials, extra = ["<pad>", "</s>", "<unk>"], [f"<extra_id_{i}>" for i in range(300)]
-        # single letters for any other word, so improbable that a word of the world is never cut
+        # Single letters spell any other word. They are so improbable that a word of the world is never split.
         letters = ["▁", *map(chr, range(33, 127))]
         pieces = [(t, 0.0) for t in specials]
         pieces += [("▁" + w, -5.0) for w in pretraining.world_words()] + [(c, -20.0) for c in letters]
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-        # transformers 5 puts this one in the place of whatever the file says
+        # transformers 5 always uses this pre-tokenizer and ignores the one in the file.
         metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
         tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
@@ -72,7 +46,7 @@ def build_tokenizer(folder: Path) -> T5TokenizerFast:
         tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in specials + extra])
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
-        # by hand: what transformers 5 would write, transformers 4 cannot read
+        # Written by hand, because transformers 4 cannot read what transformers 5 would write.
         config = {
             "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
             "padding_side": "right", "model_max_length": TEXT_LENGTH, "clean_up_tokenization_spaces": False,
@@ -83,6 +57,7 @@ def build_tokenizer(folder: Path) -> T5TokenizerFast:
 
 
 def build_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
+    """Build a small UMT5 with a row for each token and spare rows."""
     config = UMT5Config(
         vocab_size=len(tokenizer) + SPARE_ROWS, d_model=128, d_kv=32, d_ff=256, num_layers=3, num_heads=4, dropout_rate=0.0,
         feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
@@ -91,6 +66,7 @@ def build_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
 
 
 def build_transformer() -> WanTransformer3DModel:
+    """Build the denoiser."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=36, in_channels=LATENTS, out_channels=LATENTS,
         text_dim=128, freq_dim=64, ffn_dim=360, num_layers=7, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
@@ -99,78 +75,40 @@ def build_transformer() -> WanTransformer3DModel:
 
 
 class PaddedAttention(WanAttnProcessor):
-    """Cross-attention over a caption's own tokens and one position that weighs as much as all its padding.
+    """Cross-attention over a caption's tokens and one position that weighs as much as all the padding.
 
-    The pipeline pads with hundreds of equal positions and masks none: adding the logarithm of their number to the score
-    of one comes to the same, at a tenth of the cost.
+    The pipeline pads with hundreds of equal positions and masks none of them. Adding the logarithm of their number to the score
+    of one position has the same result, at a tenth of the cost.
     """
 
-    bias: torch.Tensor  # of a batch, (n, 1, 1, positions)
+    bias: torch.Tensor  # the attention bias of the current batch, (n, 1, 1, positions)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Attend with the current batch's bias in place of the mask."""
         return super().__call__(attn, hidden_states, encoder_hidden_states, self.bias, rotary_emb)
 
 
 def build_scheduler() -> UniPCMultistepScheduler:
+    """Build the pipeline's scheduler."""
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
 
 
 # --------------------------------------------------------------------------------------------------------- the stages
-def clips_of(rng: random.Random, size: int, frames: int) -> torch.Tensor:
-    """Fresh clips, (size, 3, frames, 64, 64) in [-1, 1]."""
-    return torch.stack([scenes.clip(scenes.random_scene(rng), PIXELS, frames) for _ in range(size)]) * 2 - 1
-
-
-def train_vae(work: Path, steps: int = 4000) -> None:
-    torch.manual_seed(0)
-    vae = quicken(build_vae())
-
-    def draw(rng: random.Random, step: int) -> torch.Tensor:
-        return clips_of(rng, 2, 9) if step % 5 == 4 else clips_of(rng, 16, 1)
-
-    def decode(z: torch.Tensor) -> torch.Tensor:
-        # a noise in proportion too: these latents spread to many times LATENT_STD
-        return vae.decode(z + LATENT_STD * z.std().detach() * torch.randn_like(z)).sample
-
-    pretraining.train_vae(work, vae, lambda x: vae.encode(x).latent_dist.mean, decode, PIXELS, steps, draw)
-    train_motion(work, max(steps // 5, 2))
-
-
-def train_motion(work: Path, steps: int) -> None:
-    """Clips alone, with the weights that look into the past: what a single frame comes to stays exactly as it is."""
-    torch.manual_seed(4)
-    vae = quicken(build_vae()).requires_grad_(False)
-    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["vae"])
-    for name, module in vae.named_modules():
-        if isinstance(module, WanCausalConv3d) and module.kernel_size[0] > 1:
-            if name.endswith("time_conv"):  # the first frame goes past it
-                module.requires_grad_(True)
-            else:
-                module.weight.requires_grad_(True).register_hook(lambda g: F.pad(g[:, :, :-1], (0, 0, 0, 0, 0, 1)))
-    # without weight decay, which would reach the held taps too
-    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=2e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
-    stage = pretraining.Stage(work, "motion", {"vae": vae, "optimizer": optimizer, "schedule": schedule})
-    rng = random.Random(stage.step + 1)
-    while stage.step < steps:
-        x = clips_of(rng, 2, 9)
-        z = vae.encode(x).latent_dist.mean
-        y = vae.decode(z + LATENT_STD * z.std().detach() * torch.randn_like(z)).sample
-        l1 = F.l1_loss(y, x)
-        (l1 + F.mse_loss(y, x) + 1e-3 * z.square().mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        stage.tick(100, steps, l1=round(l1.item(), 4), std=round(z.std().item(), 3))
-
-
 def tokenize(tokenizer: T5TokenizerFast, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, padded no further than the longest caption."""
+    """Return ids and mask, padded to the longest caption."""
     out = tokenizer(captions, padding="longest", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     return out.input_ids, out.attention_mask
 
 
 def train_text(work: Path, steps: int = 1500) -> None:
+    """Train the text encoder."""
     torch.manual_seed(1)
     tokenizer = build_tokenizer(work / "tokenizer")
     encoder = build_text_encoder(tokenizer)
@@ -188,7 +126,7 @@ def train_text(work: Path, steps: int = 1500) -> None:
 def encode(
     encoder: UMT5EncoderModel, tokenizer: T5TokenizerFast, captions: list[str], length: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """States with one position of padding more, and the attention bias that makes it `length` positions in all."""
+    """Return the states with one padding position, and the attention bias that makes it count as padding to `length`."""
     ids, mask = tokenize(tokenizer, captions)
     states = encoder(ids, mask).last_hidden_state * mask[..., None]
     bias = torch.zeros(mask.shape).masked_fill(mask == 0, -math.inf)
@@ -197,12 +135,13 @@ def encode(
 
 
 def load_frozen(work: Path) -> tuple[T5TokenizerFast, UMT5EncoderModel, AutoencoderKLWan]:
+    """Open the trained models for the denoiser's training, and set the VAE's latent scaling."""
     tokenizer = build_tokenizer(work / "tokenizer")
     encoder = build_text_encoder(tokenizer)
     encoder.load_state_dict(torch.load(work / "text.pt", weights_only=True)["text_encoder"])
     vae = build_vae()
     vae.load_state_dict(torch.load(work / "motion.pt", weights_only=True)["vae"])
-    with torch.no_grad():  # the posterior's spread is what the decoder was trained with
+    with torch.no_grad():  # the decoder was trained with this spread of the posterior
         vae.quant_conv.weight[LATENTS:].zero_()
         vae.quant_conv.bias[LATENTS:].fill_(2 * math.log(LATENT_STD))
     for model in (vae, encoder):
@@ -215,6 +154,7 @@ def load_frozen(work: Path) -> tuple[T5TokenizerFast, UMT5EncoderModel, Autoenco
 
 
 def train_transformer(work: Path, steps: int = 5800, batch: int = 64) -> None:
+    """Train the denoiser on the frozen encoder and VAE."""
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
     quicken(vae)
@@ -223,24 +163,24 @@ def train_transformer(work: Path, steps: int = 5800, batch: int = 64) -> None:
     attention = PaddedAttention()
     for block in transformer.blocks:
         block.attn2.processor = attention
-    # matrices multiply in bfloat16, which is faster here; what the blocks add to stays in float32
+    # Matrix products run in bfloat16, which is faster here. The residual stream stays in float32.
     transformer.patch_embedding.register_forward_hook(lambda _, inputs, output: output.float())
     latents = pretraining.Latents(lambda x: vae.encode(x[:, :, None]).latent_dist.mean, PIXELS)
 
-    def loss_of(drawn, captions: list[str], rng: random.Random, progress: float) -> torch.Tensor:
+    def loss_of(chosen: list[scenes.Scene], captions: list[str], rng: random.Random, progress: float) -> torch.Tensor:
         if progress > CLIPS_FROM and rng.random() < 0.3:
-            drawn, captions, frames = drawn[:10], captions[:10], rng.choice((5, 9))
+            chosen, captions, frames = chosen[:10], captions[:10], rng.choice((5, 9))
             with torch.no_grad():
-                x = torch.stack([scenes.clip(s, PIXELS, frames) for s in drawn])
+                x = torch.stack([scenes.clip(scene, PIXELS, frames) for scene in chosen])
                 z = vae.encode(x * 2 - 1).latent_dist.mean
         else:
-            z = latents(drawn)
+            z = latents(chosen)
         z = (z + LATENT_STD * torch.randn_like(z) - mean) / std
         captions = ["" if rng.random() < 0.1 else c for c in captions]
-        # little padding first: the real amount of it hides the words from a model that doesn't know them yet
+        # Start with little padding: the real amount hides the words from a model that does not know them yet.
         context, attention.bias = encode(encoder, tokenizer, captions, min(TEXT_LENGTH, 64 * 8 ** (2 * progress)))
         u = torch.rand(len(z))
-        sigma = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)  # as dense as the scheduler's steps are
+        sigma = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)  # as dense as the scheduler's steps
         noise = torch.randn_like(z)
         noisy = torch.lerp(z, noise, sigma.view(-1, 1, 1, 1, 1))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -251,6 +191,7 @@ def train_transformer(work: Path, steps: int = 5800, batch: int = 64) -> None:
 
 
 def assemble(work: Path) -> WanPipeline:
+    """Build the pipeline of the trained models."""
     tokenizer, encoder, vae = load_frozen(work)
     transformer = build_transformer()
     transformer.load_state_dict(pretraining.averaged(work, "transformer"))
@@ -260,9 +201,9 @@ def assemble(work: Path) -> WanPipeline:
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write the pipeline's folder so that transformers 4 and 5 both read it."""
+    """Write the pipeline's folder so that both transformers 4 and 5 can read it."""
     assemble(work).to(torch.float16).save_pretrained(folder)
-    shutil.rmtree(folder / "tokenizer")  # transformers 5 writes fields and names of its own
+    shutil.rmtree(folder / "tokenizer")  # transformers 5 writes fields and names that 4 does not know
     shutil.copytree(work / "tokenizer", folder / "tokenizer")
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]

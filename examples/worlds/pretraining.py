@@ -1,60 +1,43 @@
-"""What the worlds' pretraining scripts share: the three training loops, their checkpoints, and the command line."""
+"""The common parts of the pretraining scripts: three training loops and the command line."""
 
 import argparse
-import json
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import scenes
 import torch
 import torch.nn.functional as F
+from captions import NOUNS, random_caption
+from stage import Stage
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-LATENT_STD = 0.05  # of a VAE's posterior: fixed, instead of a KL term
+from diffusers_dti.training.samples import OBJECT_TEMPLATES
+
+LATENT_STD = 0.05  # standard deviation of a VAE's posterior, fixed instead of learned with a KL term
 CHOICES = {
     "shape": scenes.SHAPES, "fill": scenes.FILLS, "border": scenes.TRIMS, "dot": scenes.TRIMS, "size": tuple(scenes.SIZES),
     "place": tuple(scenes.PLACES), "background": scenes.BACKGROUNDS, "pattern": scenes.PATTERNS,
 }  # fmt: skip
 
 
-class Stage:
-    """A training loop's checkpoints, clock and log. Every stage goes on from its newest checkpoint."""
-
-    def __init__(self, work: Path, name: str, parts: dict[str, Any]):
-        self.file, self.log = work / f"{name}.pt", work / f"{name}.log"
-        self.parts, self.step, self.start = parts, 0, time.time()
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            self.step = saved.pop("step")
-            for key, value in saved.items():
-                self.parts[key].load_state_dict(value)
-
-    def tick(self, every: int, steps: int, **figures: float) -> None:
-        self.step += 1
-        if self.step % every == 0 or self.step == steps:
-            line = {"step": self.step, "seconds": round(time.time() - self.start), **figures}
-            with self.log.open("a") as f:
-                f.write(json.dumps(line) + "\n")
-            temporary = self.file.with_suffix(".tmp")
-            torch.save({"step": self.step} | {k: v.state_dict() for k, v in self.parts.items()}, temporary)
-            temporary.replace(self.file)
-
-
 def world_words() -> list[str]:
-    """All words of all captions."""
+    """Return all words of all captions, sorted."""
     rng = random.Random(0)
-    texts = [t for t in scenes.OBJECT_TEMPLATES] + list(scenes.NOUNS) + list(scenes.COLORS) + ["object"]
+    texts = list(OBJECT_TEMPLATES) + list(NOUNS) + list(scenes.COLORS) + ["object"]
     for _ in range(20_000):
-        texts.append(scenes.random_caption(scenes.random_scene(rng, list(scenes.BUNDLES)), rng)[0])
-    return sorted({w for t in texts for w in t.replace("{}", "").split()})
+        caption, _ = random_caption(scenes.random_scene(rng, list(scenes.BUNDLES)), rng)
+        texts.append(caption)
+    words: set[str] = set()
+    for text in texts:
+        words.update(text.replace("{}", "").split())
+    return sorted(words)
 
 
 def batch_of(rng: random.Random, size: int, pixels: int) -> Tensor:
-    """Fresh pictures, (size, 3, pixels, pixels) in [-1, 1]."""
-    return torch.stack([scenes.draw(scenes.random_scene(rng), pixels) for _ in range(size)]) * 2 - 1
+    """Render new images of random scenes, (size, 3, pixels, pixels) in [-1, 1]."""
+    return torch.stack([scenes.render(scenes.random_scene(rng), pixels) for _ in range(size)]) * 2 - 1
 
 
 def train_vae(
@@ -64,18 +47,25 @@ def train_vae(
     decode: Callable[[Tensor], Tensor],
     pixels: int,
     steps: int,
-    draw: Callable[[random.Random, int], Tensor] | None = None,
+    make_batch: Callable[[random.Random, int], Tensor] | None = None,
 ) -> None:
-    """`encode` gives latents without noise, `decode` pictures; the decoder learns to bear a noise of LATENT_STD.
+    """Train a VAE, whose decoder learns to tolerate a noise of LATENT_STD.
 
-    `draw(rng, step)` gives a step's pictures or clips; 16 fresh pictures if left out.
+    Args:
+        work: the folder for checkpoints and logs.
+        vae: the VAE.
+        encode: images to latents without noise.
+        decode: latents to images.
+        pixels: the side of the images.
+        steps: optimizer steps.
+        make_batch: returns the images or clips of a step, given (rng, step). The default is 16 new images.
     """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     stage = Stage(work, "vae", {"vae": vae, "optimizer": optimizer, "schedule": schedule})
     rng = random.Random(stage.step)
     while stage.step < steps:
-        x = draw(rng, stage.step) if draw else batch_of(rng, 16, pixels)
+        x = make_batch(rng, stage.step) if make_batch else batch_of(rng, 16, pixels)
         z = encode(x)
         y = decode(z + LATENT_STD * torch.randn_like(z))
         l1 = F.l1_loss(y, x)
@@ -87,29 +77,46 @@ def train_vae(
 
 
 def renormalize(embedding: nn.Embedding, norms: Tensor) -> None:
-    """Put the rows back to realistic norms, (rows, 1); DTI's scale is a statistic of them."""
+    """Rescale the rows to realistic norms, (rows, 1), because DTI's scale is a statistic of them."""
     with torch.no_grad():
         embedding.weight.mul_(norms / embedding.weight.norm(dim=-1, keepdim=True).clamp_min(1e-6))
 
 
+def split_logits(logits: Tensor, named: list[dict[str, str]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits and the true classes of each attribute. The last class means "not named"."""
+    start = 0
+    for name, values in CHOICES.items():
+        stop = start + len(values) + 1
+        classes = [values.index(attributes[name]) if name in attributes else len(values) for attributes in named]
+        yield logits[:, start:stop], torch.tensor(classes)
+        start = stop
+
+
 def train_text(
     work: Path,
-    encoders: dict[str, nn.Module],
+    encoders: Mapping[str, PreTrainedModel],
     norms: Sequence[Tensor],
     read: Callable[[list[str]], list[tuple[Tensor, Tensor]]],
     steps: int,
 ) -> None:
-    """Encoders, alone, with heads that read the named attributes; the heads are thrown away.
+    """Train the text encoders with heads that read the named attributes. The heads are discarded afterwards.
 
-    `read` gives, for captions, each encoder's states, (n, length, d) with padding's zeroed, and a summary, (n, d).
+    Args:
+        work: the folder for checkpoints and logs.
+        encoders: the text encoders, by component.
+        norms: the norms of each encoder's rows, (rows, 1).
+        read: returns for captions each encoder's states, (n, length, d) with zeros at padding, and a summary, (n, d).
+        steps: optimizer steps.
     """
     widths = [e.config.hidden_size for e in encoders.values()]
-    # Read from the subject's own position too, through attention pooling: the denoiser looks at tokens, not at one vector
+    # Read from single tokens too, through attention pooling: the denoiser attends to tokens, not to one vector.
     outputs = sum(len(c) + 1 for c in CHOICES.values())
-    heads = nn.ModuleList(
-        [nn.ModuleList([nn.Linear(w, w), nn.Linear(w, outputs), nn.Linear(w, outputs)]) for w in widths]
-    )  # fmt: skip
-    parameters = [*heads.parameters(), *(p for e in encoders.values() for p in e.parameters())]
+    heads = nn.ModuleList()
+    for w in widths:
+        heads.append(nn.ModuleList([nn.Linear(w, w), nn.Linear(w, outputs), nn.Linear(w, outputs)]))
+    parameters = list(heads.parameters())
+    for encoder in encoders.values():
+        parameters += encoder.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.1)
     stage = Stage(work, "text", {**encoders, "heads": heads, "optimizer": optimizer, "schedule": schedule})
@@ -118,19 +125,15 @@ def train_text(
     for table, n in zip(tables, norms):
         renormalize(table, n)
     while stage.step < steps:
-        pairs = [scenes.random_caption(scenes.random_scene(rng), rng, rng.choice((1.0, 0.8, 0.5))) for _ in range(64)]
-        loss, right, total = 0.0, 0, 0
-        for (states, pooled), (query, token_head, pooled_head) in zip(read([c for c, _ in pairs]), heads):
+        pairs = [random_caption(scenes.random_scene(rng), rng, rng.choice((1.0, 0.8, 0.5))) for _ in range(64)]
+        captions, named = [caption for caption, _ in pairs], [attributes for _, attributes in pairs]
+        loss, right, total = torch.zeros(()), 0, 0
+        for (states, pooled), (query, token_head, pooled_head) in zip(read(captions), heads):
             weights = (query(pooled)[:, None] * states).sum(-1).softmax(-1)
             for logits in (token_head((weights[..., None] * states).sum(1)), pooled_head(pooled)):
-                at = 0
-                for name, values in CHOICES.items():
-                    # the last class means "not named"
-                    truth = torch.tensor([values.index(n[name]) if name in n else len(values) for _, n in pairs])
-                    part = logits[:, at : at + len(values) + 1]
-                    at += len(values) + 1
+                for part, truth in split_logits(logits, named):
                     loss = loss + F.cross_entropy(part, truth)
-                    right += (part.argmax(-1) == truth).sum().item()
+                    right += int((part.argmax(-1) == truth).sum())
                     total += len(truth)
         loss.backward()
         optimizer.step()
@@ -142,16 +145,24 @@ def train_text(
 
 
 class Latents:
-    """A scene's latents, encoded once: `encode` takes pictures in [-1, 1]."""
+    """The latents of scenes, each encoded once.
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], pixels: int):
-        self.encode, self.pixels, self.cache = encode, pixels, {}
+    Args:
+        encode: images in [-1, 1] to latents.
+        pixels: the side of the images.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], pixels: int) -> None:
+        self.encode, self.pixels = encode, pixels
+        self.cache: dict[scenes.Scene, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, drawn: Sequence[scenes.Scene]) -> Tensor:
-        if new := [s for s in drawn if s not in self.cache]:
-            self.cache.update(zip(new, self.encode(torch.stack([scenes.draw(s, self.pixels) for s in new]) * 2 - 1)))
-        return torch.stack([self.cache[s] for s in drawn])
+    def __call__(self, batch: Sequence[scenes.Scene]) -> Tensor:
+        new = [scene for scene in batch if scene not in self.cache]
+        if new:
+            images = torch.stack([scenes.render(scene, self.pixels) for scene in new])
+            self.cache.update(zip(new, self.encode(images * 2 - 1)))
+        return torch.stack([self.cache[scene] for scene in batch])
 
 
 def train_denoiser(
@@ -163,7 +174,17 @@ def train_denoiser(
     batch: int = 64,
     learning_rate: float = 1.5e-3,
 ) -> None:
-    """`loss_of(scenes, captions, rng, progress)`, progress going from 0 to 1. The last third of the steps decays the rate."""
+    """Train a denoiser and a running average of its weights. The learning rate decays in the last 35 % of the steps.
+
+    Args:
+        work: the folder for checkpoints and logs.
+        name: the denoiser's component.
+        model: the denoiser.
+        loss_of: returns the loss of a batch, given (scenes, captions, rng, progress), where progress goes from 0 to 1.
+        steps: optimizer steps.
+        batch: scenes per step.
+        learning_rate: the highest learning rate.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warm, decay = 200, 0.35
 
@@ -177,11 +198,11 @@ def train_denoiser(
     rng = random.Random(stage.step)
     losses: list[float] = []
     while stage.step < steps:
-        drawn = [scenes.random_scene(rng) for _ in range(batch)]
-        # captions in full first; from a third of the way on, half of them name a random part
+        chosen = [scenes.random_scene(rng) for _ in range(batch)]
+        # Captions are complete at first. After a third of the steps, half of them name random attributes only.
         whole = stage.step < steps / 3
-        captions = [scenes.random_caption(s, rng, 1.0 if whole or rng.random() < 0.5 else 0.6)[0] for s in drawn]
-        loss = loss_of(drawn, captions, rng, stage.step / steps)
+        captions = [random_caption(s, rng, 1.0 if whole or rng.random() < 0.5 else 0.6)[0] for s in chosen]
+        loss = loss_of(chosen, captions, rng, stage.step / steps)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -193,21 +214,21 @@ def train_denoiser(
 
 
 def averaged(work: Path, name: str) -> dict[str, Tensor]:
-    """The averaged weights that `train_denoiser` has come to."""
+    """Read the averaged weights of `train_denoiser`."""
     saved = torch.load(work / f"{name}.pt", weights_only=True)["ema"]
     return {k.removeprefix("module."): v for k, v in saved.items() if k.startswith("module.")}
 
 
 def main(
-    description: str, out: Path, stages: dict[str, Callable[[Path], None]], export: Callable[[Path, Path], None]
+    description: str, out: Path, stages: Mapping[str, Callable[[Path], None]], export: Callable[[Path, Path], None]
 ) -> None:  # fmt: skip
-    """`python pretrain_*.py STAGE --work DIR`."""
+    """Run a pretraining script: `python pretrain_*.py STAGE --work DIR`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("stage", choices=[*stages, "export"])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("stage", choices=[*stages, "export"], help="the stage to run")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=out, help="folder for the exported pipeline")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # two threads beside another busy process are many times slower than one
+    torch.set_num_threads(1)  # if another process is busy, two threads are many times slower than one
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "export":
         export(args.work, args.out)

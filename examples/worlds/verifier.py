@@ -1,8 +1,8 @@
-"""Read a scene back from its picture, by analysis through synthesis: no weights, nothing learned.
+"""Read a scene back from its image by analysis through synthesis, without weights or training.
 
-For every layout (shape, size, place, pattern) the picture is a weighted sum of at most five colours, the weights being
-what each part covers of each pixel. Their least-squares colours are snapped to the palette, the scene is drawn with
-them, and the layout with the smallest error is the answer. What fits nothing well is "unclear", and counts as wrong.
+For every layout (shape, size, place, pattern) the image is a weighted sum of at most five colors. The weights are the share of
+each pixel that each part covers. The verifier fits the colors by least squares, snaps them to the palette and renders the
+scene. The answer is the layout with the smallest error. An attribute that does not fit well is "unclear", and counts as wrong.
 """
 
 import functools
@@ -11,12 +11,13 @@ from itertools import product
 import scenes
 import torch
 
-COLOR_LIMIT = 0.30  # RGB distance (each channel in [0, 1]) from which a part's colour is called unclear
-PART_LIMIT = 0.22  # root mean square error over the object's pixels, from which its shape, size and place are
+COLOR_LIMIT = 0.30  # a part's color is unclear above this RGB distance (each channel in [0, 1])
+PART_LIMIT = 0.22  # shape, size and place are unclear above this root mean square error over the object's pixels
 
 
 @functools.lru_cache(2)
-def _layouts(pixels: int):
+def _layouts(pixels: int) -> tuple[list[tuple[str, str, str, str]], torch.Tensor, torch.Tensor]:
+    """Return all layouts, the coverage of each one's five parts, and the pseudo-inverse that fits their colors."""
     keys = list(product(scenes.SHAPES, scenes.SIZES, scenes.PLACES, scenes.PATTERNS))
     parts = []
     for shape, size, place, pattern in keys:
@@ -28,6 +29,7 @@ def _layouts(pixels: int):
 
 
 def _nearest(colors: torch.Tensor, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index of the nearest choice for each color, and its distance."""
     distance = (colors[..., None, :] - choices).norm(dim=-1)
     best = distance.min(-1)
     return best.indices, best.values
@@ -35,7 +37,14 @@ def _nearest(colors: torch.Tensor, choices: torch.Tensor) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def read(images: torch.Tensor) -> list[dict[str, str]]:
-    """The attributes of each picture. `images`: (n, 3, pixels, pixels) in [0, 1]; a value may be "unclear"."""
+    """Read the attributes of images.
+
+    Args:
+        images: (n, 3, pixels, pixels) in [0, 1].
+
+    Returns:
+        The attributes of each image. A value is "unclear" if nothing fits.
+    """
     pixels = images.shape[-1]
     keys, cover, solve = _layouts(pixels)
     fills = torch.stack([scenes.rgb(c) for c in scenes.FILLS])
@@ -47,13 +56,13 @@ def read(images: torch.Tensor) -> list[dict[str, str]]:
     for image in images:
         x = image.flatten(1).T  # (pixels², 3)
         colors = solve @ x  # (layouts, 5, 3)
-        # a background's two colours are chosen together
+        # the two colors of a background are chosen together
         gaps = (colors[:, :1] - grounds).norm(dim=-1), (colors[:, 1:2] - seconds).norm(dim=-1)
         ground = torch.where(plain[:, None], gaps[0], (gaps[0] + gaps[1]) / 2).min(-1)
         fill, fill_gap = _nearest(colors[:, 3], fills)
         snapped = [grounds[ground.indices], seconds[ground.indices]]
         trimmed = []
-        for part in (2, 4):  # border, dot: of the fill's own colour, or black, or white
+        for part in (2, 4):  # border, dot: the fill's own color, black or white
             choices = torch.cat([fills[fill][:, None], trims.expand(len(keys), -1, -1)], 1)
             index, gap = _nearest(colors[:, part], choices)
             snapped.append(choices[torch.arange(len(keys)), index])
