@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typing_extensions import get_overloads
 
 import diffusers_dti
 
@@ -72,11 +71,7 @@ def errors(tmp_path_factory):
     return found
 
 
-# To be deleted once `fit` has overloads.
-one_type = pytest.mark.xfail(not get_overloads(diffusers_dti.DTITrainer.fit), reason="fit returns a union", strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=one_type) if n != "every name" else n for n in USER_CODE])
+@pytest.mark.parametrize("name", USER_CODE)
 def test_right_code_has_no_errors(name, errors):
     assert errors[name] == []
 

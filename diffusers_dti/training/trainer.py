@@ -131,6 +131,8 @@ class DTITrainer:
         Example:
 
             ```py
+            >>> from diffusers_dti import DTITrainer
+
             >>> trainer = DTITrainer(pipe, placeholder_token="<rex>", initializer_token="dog", output_dir="out/rex")
             >>> rex = trainer.fit("photos/dog")
             >>> rex.placeholder_token, rex.num_vectors
@@ -164,14 +166,6 @@ class DTITrainer:
 
         Raises:
             OSError: if the files cannot be written.
-
-        Example:
-
-            ```py
-            >>> trainer = DTITrainer(pipe, placeholder_token="<bear>", initializer_token="toy")
-            >>> bear = trainer.fit("photos/dog")
-            >>> trainer.save_pretrained("out/bear")
-            ```
         """
         if self.adapter is not None:  # first, so that a folder with a concept in it is complete
             self.adapter.save(save_directory)

@@ -26,8 +26,6 @@ from diffusers_dti.families import FAMILIES
 ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
 CALL = ["--call", "num_inference_steps=1", "height=16", "width=16"]
-# To be deleted, with its two uses, once the fields of `DTIConfig` carry their help.
-needs_metadata = pytest.mark.xfail(not fields(DTIConfig)[0].metadata, reason="the fields have no metadata yet", strict=True)
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_the_package_runs_as_a_module():
     assert out.startswith("usage: dti ") and all(name in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=needs_metadata) if c == "train" else c for c in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help(command):
     parser = argparse.ArgumentParser()
     import_module(f"diffusers_dti.cli.{command}").add_arguments(parser)
@@ -86,7 +84,6 @@ def test_every_option_has_help(command):
     assert len(parser._actions) > 2 and not silent
 
 
-@needs_metadata
 def test_every_setting_is_an_option_with_help(capsys):
     with pytest.raises(SystemExit):
         dti("train", "--help")

@@ -74,8 +74,8 @@ def test_the_example(tmp_path, monkeypatch, capsys):
     """With hardly any training, and fewer pictures."""
     import blend
 
-    few = blend.asked()[:3]
-    monkeypatch.setattr(blend, "asked", lambda: few)
+    few = blend.prompt_scenes()[:3]
+    monkeypatch.setattr(blend, "prompt_scenes", lambda: few)
     monkeypatch.setattr(blend, "POINTS", 2)
     monkeypatch.setattr(blend, "SHOWN", 1)
     monkeypatch.setattr(sys, "argv", ["blend.py", "--steps", "2", "--out", str(tmp_path)])

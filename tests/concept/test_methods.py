@@ -30,11 +30,11 @@ def test_the_rows_are_consistent(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_sets_what_its_row_says(name, sdxl):
-    resolved = DTIConfig(method=name).resolved(StableDiffusionXL(sdxl))
+    resolved = DTIConfig(method=name).resolve(StableDiffusionXL(sdxl))
     for setting, value in METHODS[name].settings.items():
         assert getattr(resolved, setting) == value
     assert resolved.raw == METHODS[name].raw
-    own = DTIConfig(method=name, learning_rate=0.5).resolved(StableDiffusionXL(sdxl))
+    own = DTIConfig(method=name, learning_rate=0.5).resolve(StableDiffusionXL(sdxl))
     assert own.learning_rate == 0.5
 
 

@@ -253,7 +253,7 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
 @pytest.mark.parametrize(
     ("change", "images", "captions", "error", "message"),
     [
-        ({}, [], None, ValueError, "No pictures"),
+        ({}, [], None, ValueError, "No images"),
         ({}, ["nowhere.png"], None, OSError, "nowhere.png"),
         ({}, None, ["a {}"], ValueError, "each of the 3 photos"),
         ({}, None, ["a", "b", "c"], ValueError, "caption of photo 1, 'a', needs"),
