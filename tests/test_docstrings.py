@@ -13,7 +13,7 @@ import diffusers_dti
 from diffusers_dti import DirectionalInversion, DirectionalTextualInversionMixin, DTITrainer, atomic
 from diffusers_dti.concept.concept import Concept
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL
-from diffusers_dti.pipeline import inspection
+from diffusers_dti.pipeline import inspection, inspection_report
 
 NEED_AN_EXAMPLE = [
     "DTIConfig", "DTITrainer", "DTITrainer.fit", "DirectionalInversion", "DirectionalInversion.from_embeddings",
@@ -23,7 +23,7 @@ NEED_AN_EXAMPLE = [
     "DirectionalTextualInversionMixin.load_directional_inversion",
     "DirectionalTextualInversionMixin.save_directional_inversion",
     "DirectionalTextualInversionMixin.unload_directional_inversion", "RiemannianSGD", "atomic.atomic_files",
-    "inspection.from_vocabulary", "inspection.inspect", "inspection.table", "load_directional_inversion", "register",
+    "inspection.from_vocabulary", "inspection.inspect", "inspection_report.table", "load_directional_inversion", "register",
     "save_directional_inversion", "slerp", "unload_directional_inversion",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ def find_docstrings():
         (DTITrainer, (DTITrainer,)),
     ):
         objects |= {f"{cls.__name__}.{name}": method for name, method in public_methods(*classes).items()}
-    for module in (atomic, inspection):
+    for module in (atomic, inspection, inspection_report):
         short = module.__name__.rpartition(".")[2]
         objects |= {f"{short}.{name}": function for name, function in public_functions(module).items()}
     return {name: inspect.cleandoc(value.__doc__ or "") for name, value in objects.items()}
