@@ -1,7 +1,8 @@
 """Write files and folders whole or not at all.
 
 Everything is written under a hidden temporary name in the same folder, and renamed at the end. An exception or a killed process
-leaves the earlier file or folder in place. Nothing is synced to the disk first, so this is no protection against a power cut.
+leaves the earlier file or folder in place, with one exception: an earlier folder has to be renamed first, and keeps its hidden
+name if the process is killed right then. Nothing is synced to the disk first, so this does not protect against a power cut.
 """
 
 import os

@@ -1,6 +1,7 @@
 """The command `dti`: one module for each verb, imported only when that verb is called.
 
-To add a verb, add its line to `COMMANDS` and a module of the same name with `add_arguments(parser)` and `run(args)`.
+To add a verb, add its line to `COMMANDS` and a module of the same name with `add_arguments(parser)`, `run(args)`, and
+`EXAMPLE`, one of the documentation's commands, for its help.
 """
 
 import argparse
@@ -39,10 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # it does not break the example's line
+        )
         if name == chosen:  # the other verbs are not imported, so `dti --help` loads neither models nor training
             module = import_module(f"{__name__}.{name}")
             module.add_arguments(command)
+            command.epilog = f"example:\n  {module.EXAMPLE}"
     args = parser.parse_args(argv)
     try:
         status: int = module.run(args)

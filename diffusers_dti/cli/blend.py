@@ -5,6 +5,11 @@ from pathlib import Path
 
 from . import arguments
 
+EXAMPLE = (
+    "dti blend user/dti-cat user/dti-dog --model stabilityai/stable-diffusion-xl-base-1.0"
+    ' --steps 7 --prompts "a {} on the beach" "a red {}" --seeds 0 1 --output_dir out/blend --save_concepts'
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti blend`."""

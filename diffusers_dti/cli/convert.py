@@ -6,6 +6,8 @@ from pathlib import Path
 from ..concept.convert import convert, programs
 from . import arguments
 
+EXAMPLE = "dti convert out/dog --to comfyui --output out/dog.safetensors"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti convert`."""

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "dti data dreambooth"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti data`."""

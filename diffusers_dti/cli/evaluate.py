@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 SUBJECT_SCORES = ("subject", "dinov2")
 PROMPT_SCORES = ("prompt", "siglip", "clip")
 
+EXAMPLE = (
+    "dti evaluate data/dreambooth.json --instances dog cat --model stabilityai/stable-diffusion-xl-base-1.0"
+    " --runs out/dti out/ti out/ti@mean --output_dir out/evaluation"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti evaluate`."""

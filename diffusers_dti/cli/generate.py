@@ -6,6 +6,11 @@ from pathlib import Path
 
 from . import arguments
 
+EXAMPLE = (
+    "dti generate --model stabilityai/stable-diffusion-xl-base-1.0"
+    ' --concepts out/dog --prompts "a <dog> on the beach" --seeds 0 1 --output_dir out/images'
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti generate`."""

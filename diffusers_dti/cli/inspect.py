@@ -6,6 +6,8 @@ from pathlib import Path
 
 from . import arguments
 
+EXAMPLE = "dti inspect user/dti-cat --model stabilityai/stable-diffusion-xl-base-1.0 --output out/cat.png"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti inspect`."""

@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .. import DirectionalInversion, DTIConfig, families
+from .. import DTIConfig, families
 from ..concept.methods import METHODS
 from . import arguments
 
@@ -20,10 +20,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field; one that is not given leaves no attribute in the parsed arguments."""
     names = ", ".join(family.name for family in families.FAMILIES)
     group = parser.add_argument_group(
-        "settings", f"The fields of DTIConfig, by default the authors' settings for the model's family. Families: {names}."
+        "settings", f"The fields of DTIConfig, by default the authors' settings for the model's family.\nFamilies: {names}."
     )
-    # the annotation of `initializer_token` names a class that the module imports for type checkers only
-    types = get_type_hints(DTIConfig, localns={"DirectionalInversion": DirectionalInversion})
+    types = get_type_hints(DTIConfig)
     for field in fields(DTIConfig):
         kind = parser_options(types[field.name], field.metadata.get("choices"))
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=_help(field), **kind)

@@ -16,6 +16,11 @@ from . import arguments
 from .open_pipeline import open_pipeline
 from .settings import add_settings, given_settings
 
+EXAMPLE = (
+    "dti train photos/dog --model stabilityai/stable-diffusion-xl-base-1.0"
+    ' --placeholder_token "<dog>" --initializer_token dog --output_dir out/dog'
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti train`."""

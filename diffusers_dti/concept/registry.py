@@ -84,7 +84,9 @@ def declared_encoders(components: Iterable[str], metadata: Mapping[str, Any]) ->
     family = MODEL_FAMILIES.get(str(metadata.get("family")))
     if family is None or not family.declares_encoders:
         return {}
-    return {component: family.encoders.get(component) for component in components}
+    # Loading may have moved the rows of a family's only encoder to another component of the pipeline.
+    only = next(iter(family.encoders.values())) if len(family.encoders) == 1 else None
+    return {component: family.encoders.get(component, only) for component in components}
 
 
 def infer_encoders(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> dict[str, str | None]:

@@ -121,7 +121,7 @@ _DREAMBOOTH_HEADINGS: dict[str, list[Kind]] = {"object prompts": ["object"], "li
 
 
 def is_live(class_noun: str) -> bool:
-    """Whether a class noun, of one word or several, means a living subject. Its last word decides."""
+    """Return whether a class noun, of one word or several, means a living subject. Its last word decides."""
     return class_noun.lower().strip().rpartition(" ")[2] in LIVE_CLASSES
 
 

@@ -136,7 +136,7 @@ def score(
 
 
 def _is_generated(image: PlannedImage) -> bool:
-    """Whether the file exists, and was generated from this prompt and seed."""
+    """Return whether the file exists, and was generated from this prompt and seed."""
     provenance = read_provenance(image.path)
     if provenance is None:
         return False

@@ -162,5 +162,5 @@ def _meaning(node: Any) -> str:
 
 
 def _is_docstring(node: Any) -> bool:
-    """Whether a node is a statement that consists of a string."""
+    """Return whether a node is a statement that consists of a string."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

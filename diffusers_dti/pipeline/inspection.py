@@ -24,6 +24,9 @@ ROUNDING = 0.01  # how far a normal norm may be outside the vocabulary's range: 
 def family(concept: DirectionalInversion) -> str | None:
     """Return the family of models that a concept is for.
 
+    Args:
+        concept: the concept.
+
     Returns:
         The family that the concept's file names; otherwise the one that its components and their widths suggest, or None.
 
@@ -48,6 +51,9 @@ def from_vocabulary(pipe: Pipeline, words: str, num_vectors: int | None = None) 
         pipe: the pipeline. Tokenizers and text encoders are enough.
         words: the words, with one vector for each of their tokens.
         num_vectors: the number of vectors of the concept to mix it with. If the words have fewer, their rows are repeated.
+
+    Returns:
+        The concept, whose placeholder is the words. Load it under another one (`token`).
 
     Raises:
         ValueError: if the words have more vectors than that, or an encoder does not know them.

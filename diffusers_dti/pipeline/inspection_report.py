@@ -11,6 +11,12 @@ from ..figures import figure_class
 def table(report: Mapping[str, Any]) -> str:
     """Write a report of `inspect` as lines of text.
 
+    Args:
+        report: what `inspect` returned, with or without a pipeline.
+
+    Returns:
+        The lines, each with its line break.
+
     Example:
 
         ```py

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .. import families
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
@@ -115,8 +116,8 @@ class DTIConfig:
     )
     zero_pad: bool | None = setting(
         None,
-        "put up to 15 tokens of zero embedding before each prompt, so that the concept works at any position (the default for "
-        "SANA, possible for Wan)",
+        "put up to 15 tokens of zero embedding before each prompt, so that the concept works at any position; only for "
+        "families that encode prompts at their real length, by default as their authors did",
     )
     gradient_checkpointing: bool = setting(False, "save memory in the denoiser, for more time", affects_result=False)
     mixed_precision: MixedPrecision | None = setting(
@@ -191,7 +192,8 @@ class DTIConfig:
             ValueError: if the family does not have a setting, or the adapter would never be trained.
         """
         if self.zero_pad and "zero_pad" not in family.defaults:
-            raise ValueError(f"zero_pad is for SANA and Wan: {family.name} encodes all prompts at one length.")
+            names = " and ".join(f.name for f in families.FAMILIES if "zero_pad" in f.defaults)
+            raise ValueError(f"zero_pad is for {names}: {family.name} encodes all prompts at one length.")
         general: dict[str, Any] = {
             "learning_rate": 0.01,
             "reg_lambda": 0.0,

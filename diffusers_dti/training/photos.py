@@ -1,26 +1,15 @@
 """The photos of a run, by the placeholder of the concept that they show."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
 
 from diffusers.utils import logging
 
-from ..data.images import ImageInput, Photo, load_photos
+from ..data.images import ImageInput, ImageSource, Photo, load_photos
 from .config import ResolvedConfig
 
 logger = logging.get_logger(__name__)
 
-
-class ImageDataset(Protocol):
-    """A `datasets.Dataset` with a column "image"."""
-
-    @property
-    def column_names(self) -> Any: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-Images = ImageInput | Sequence[ImageInput] | ImageDataset
+Images = ImageSource
 Captions = Sequence[str | None]
 Masks = Sequence[ImageInput | None]
 

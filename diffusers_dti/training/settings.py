@@ -55,7 +55,7 @@ def check_settings(config: Any) -> None:
             allowed = choices if f.default is not None else (None, *choices)
             raise ValueError(f"{f.name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
         limit = f.metadata.get("at_least")
-        if limit is not None and not value >= limit:  # not `value < limit`, which is False for NaN
+        if limit is not None and (value is None or not value >= limit):  # not `value < limit`, which is False for NaN
             raise ValueError(f"{f.name} must be at least {limit}, got {value}.")
 
 

@@ -60,6 +60,9 @@ class DTITrainer:
         >>> trainer = DTITrainer(pipe, placeholder_token="<dog>", initializer_token="dog")
         >>> dog = trainer.fit("photos/dog")
         >>> image = pipe("a <dog> on the beach").images[0]
+        >>> trainer.save_pretrained("out/dog")
+        >>> trainer.plot("out/dog/curves.png")
+        >>> commit = trainer.push_to_hub("user/dti-dog", private=True)
         ```
     """
 

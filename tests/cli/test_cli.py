@@ -77,6 +77,17 @@ def test_the_package_runs_as_a_module():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
+    """The tests of the README and of the file formats run the documentation's commands."""
+    with pytest.raises(SystemExit):
+        dti(command, "--help")
+    example = capsys.readouterr().out.rstrip().rpartition("\n")[2].strip()
+    assert example.startswith(f"dti {command} ")
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats"))]
+    assert any(example in page.read_text().splitlines() for page in pages)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help(command):
     parser = argparse.ArgumentParser()
     import_module(f"diffusers_dti.cli.{command}").add_arguments(parser)

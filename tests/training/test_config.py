@@ -67,6 +67,7 @@ def test_the_effective_rate_is_the_authors():
         ({"reg_lambda": 1e-5}, "kappa"),
         ({"dco_beta": 1000.0}, 'use adapter="lora"'),
         ({"adapter_rank": 0}, "adapter_rank must be at least 1"),
+        ({"validation_steps": None}, "validation_steps must be at least 1, got None"),
         ({"dco_beta": -5.0, "adapter": "lora"}, "dco_beta must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
         ({"beta": 1.0}, "beta must be"),

@@ -46,7 +46,7 @@ def test_500_steps_are_the_written_method(kappa, beta):
 
 
 def test_500_steps_are_geoopts():
-    """geoopt's SGD does not normalise: the gradient is handed to it normalised."""
+    """geoopt's SGD does not normalize: it gets the normalized gradient."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import geoopt
