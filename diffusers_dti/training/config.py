@@ -53,9 +53,7 @@ class DTIConfig:
         None, 'the space before the placeholder: "absorbed", as by the encoder\'s own words, or "kept", as by stock loaders; '
         'by default "absorbed"', choices=get_args(PrefixSpace),
     )  # fmt: skip
-    num_vectors: int | None = setting(
-        None, "the number of the concept's vectors; by default one for each token of the initializer", at_least=1
-    )
+    num_vectors: int | None = setting(None, "the number of vectors; by default one per token of the initializer", at_least=1)
     preset: Preset | None = setting(
         None, '"paper" for the authors\' choices: pooling "legacy", `initializer_context` off, `prefix_space` "kept"',
         choices=get_args(Preset),
