@@ -1,4 +1,4 @@
-"""Run the examples in the docstrings of what users touch, with a tiny SDXL pipeline and a stand-in for the Hub."""
+"""Run the examples in the docstrings of what users touch, with a tiny SDXL pipeline and a local Hub."""
 
 import doctest
 import inspect
@@ -7,7 +7,6 @@ import re
 
 import pytest
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitInfo, HfApi, RepoUrl
 
 import diffusers_dti
 from diffusers_dti import DirectionalInversion, DirectionalTextualInversionMixin, DTITrainer, atomic
@@ -80,23 +79,7 @@ class OutputChecker(doctest.OutputChecker):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Stand in for the Hub. The list has what was committed: the repository and the paths."""
-    commits = []
-
-    def create_commit(self, repo_id, operations, *, commit_message, **kwargs):
-        commits.append((repo_id, [operation.path_in_repo for operation in operations]))
-        return CommitInfo(f"https://huggingface.co/{repo_id}/commit/{'0' * 40}", commit_message, "", "0" * 40)
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: RepoUrl(f"https://huggingface.co/{repo_id}"))
-    monkeypatch.setattr(HfApi, "create_branch", lambda self, repo_id, **kwargs: None)
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, repo_id, **kwargs: [])
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    return commits
-
-
-@pytest.fixture
-def names(sdxl, concept, photos, hub, tmp_path, monkeypatch):
+def names(sdxl, concept, photos, local_hub, tmp_path, monkeypatch):
     """Set the stage for an example: a folder with photos and concepts, small settings, and `pipe`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "dog").mkdir(parents=True)
@@ -126,11 +109,11 @@ def run(name, names):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_run(name, names, hub):
+def test_examples_run(name, names, local_hub):
     report = run(name, names)
     assert not report, report
     if name.endswith("push_to_hub"):
-        assert hub
+        assert list(local_hub.repos) == ["user/dti-dog"]
 
 
 def test_wrong_examples_fail(names, monkeypatch):

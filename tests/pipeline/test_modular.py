@@ -17,6 +17,7 @@ from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
+from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
 from diffusers_dti.pipeline import loading, matching, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}
@@ -219,5 +220,5 @@ def test_the_code_of_the_docs(sdxl, concept, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "mem_get_info", lambda index=None: (2**40, 2**40), raising=False)
     monkeypatch.setattr(ComponentsManager, "enable_auto_cpu_offload", lambda self, device: offload(self, device="cpu"))
     names: dict = {}
-    exec(block, names)
+    exec(block.replace("dtype=", f"{DTYPE_ARGUMENT}="), names)  # README: older releases of diffusers have another name for it
     assert names["image"].size == (16, 16) and not names["pipe"].directional_inversions
