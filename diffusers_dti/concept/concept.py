@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # A mixture was not trained: it keeps only the metadata about the model.
-_MODEL_METADATA = ("family", "base_model", "pooling", "encoders")
+_MODEL_METADATA = ("family", "base_model", "pooling", "prefix_space", "encoders")
 
 
 @dataclass(frozen=True, eq=False)

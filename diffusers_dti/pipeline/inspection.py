@@ -1,5 +1,6 @@
 """Compare a concept with a vocabulary: norms, angles to the initializer, and the nearest words. Nothing here writes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -166,10 +167,17 @@ def _angles(concept: DirectionalInversion, encoder: TextEncoder) -> Tensor | Non
     if not isinstance(initializer, str):
         return None
     try:
-        rows = word_rows({encoder.component: encoder}, initializer, len(v))[encoder.component]
+        # Files from before the setting started from the word alone.
+        in_context = bool(_training_settings(concept).get("initializer_context"))
+        rows = word_rows({encoder.component: encoder}, initializer, len(v), in_context)[encoder.component]
     except ValueError:  # the initializer was another concept, or is not a word of this vocabulary
         return None
     return torch.rad2deg(angle(v, rows))
+
+
+def _training_settings(concept: DirectionalInversion) -> Mapping[str, Any]:
+    settings = concept.metadata.get("training")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _verdict(vectors: list[dict[str, Any]], low: float, high: float) -> str:

@@ -33,14 +33,23 @@ def token_names(placeholder: str, count: int) -> list[str]:
     return [placeholder] if count == 1 else [f"⟦{i}:{'·'.join(placeholder)}⟧" for i in range(count)]
 
 
-def add_tokens(tokenizer: Tokenizer, tokens: list[str]) -> None:
-    """Add tokens that match exactly as they are written, upper case included, and only as whole words."""
+def add_tokens(tokenizer: Tokenizer, tokens: list[str], absorb_space: bool = False) -> None:
+    """Add tokens that match exactly as they are written, upper case included, and only as whole words.
+
+    Args:
+        tokenizer: a tokenizer, fast or slow.
+        tokens: the tokens of one placeholder.
+        absorb_space: let the first token take up the space before it, as the words of SentencePiece and byte-level vocabularies
+            do ("▁dog", "Ġdog"). Otherwise Gemma reads "a <dog>" as "a", "▁", "<dog>", and no prompt that it was trained on has
+            a "▁" of its own.
+    """
     fast = hasattr(tokenizer, "_tokenizer")
-    for token in tokens:
+    for number, token in enumerate(tokens):
+        absorbs = absorb_space and number == 0
         # Fast tokenizers match normalized tokens after lower-casing, and other tokens before. The slow CLIP tokenizer does the
         # reverse, and matches single words only between spaces, so it would miss the "<dog>" of "<dog>,".
         edges = token[0].isalnum() and token[-1].isalnum()
-        tokenizer.add_tokens(AddedToken(token, normalized=not fast, single_word=fast and edges))
+        tokenizer.add_tokens(AddedToken(token, normalized=not fast, single_word=fast and edges, lstrip=absorbs))
 
 
 def remove_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:

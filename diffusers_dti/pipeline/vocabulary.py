@@ -85,7 +85,7 @@ def add(encoder: TextEncoder, inversion: DirectionalInversion, pooling: Pooling)
     reused = None if ids is None else encoder.weight[ids].detach().clone()
     concept = state.concepts[placeholder] = LoadedConcept(inversion, tokens, ids or [], pooling, reused)
     if ids is None:
-        add_tokens(encoder.tokenizer, tokens)
+        add_tokens(encoder.tokenizer, tokens, absorb_space=inversion.metadata.get("prefix_space") == "absorbed")
         concept.ids = encoder.tokenizer.convert_tokens_to_ids(tokens)
         _make_room(encoder, state, concept.ids)
     set_rows(encoder, inversion)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..atomic import atomic_file
 from ..families.base import Family
 from ..pipeline.protocols import Pipeline
-from .config import AdapterKind
+from .defaults import AdapterKind
 
 TARGETS = ("to_q", "to_k", "to_v")  # the authors' choice
 OFT_ERROR = 1e-3  # relative to the change of a layer's weights, when OFT is written as a LoRA

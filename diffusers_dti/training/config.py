@@ -4,20 +4,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from .. import families
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
 from ..pipeline.text_encoders import Pooling, ScaleRule
+from .defaults import AdapterKind, DirectionOptimizer, LearnableProperty, MixedPrecision, PrefixSpace, Preset, default_settings
 from .distributed import processes
 from .settings import check_settings, document_settings, setting
 
-DirectionOptimizer = Literal["rsgd", "adamw"]
-AdapterKind = Literal["lora", "oft"]
-LearnableProperty = Literal["object", "style"]
-MixedPrecision = Literal["bf16"]
 Initializer = str | DirectionalInversion
 SCALE_RULES = (*get_args(ScaleRule), "initializer")
 
@@ -50,9 +47,18 @@ class DTIConfig:
         'where training starts: a word or two for what the photos show, by default "object" or "style"; a concept to start '
         "from instead; or a mapping from placeholder to any of these, to train several concepts",
     )
-    num_vectors: int | None = setting(
-        None, "the number of the concept's vectors; by default one for each token of the initializer", at_least=1
+    initializer_context: bool | None = setting(
+        None, 'start from the word\'s row in a prompt, such as Gemma\'s "▁dog", instead of the row of "dog"; by default on'
     )
+    prefix_space: PrefixSpace | None = setting(
+        None, 'the space before the placeholder: "absorbed", as by the encoder\'s own words, or "kept", as by stock loaders; '
+        'by default "absorbed"', choices=get_args(PrefixSpace),
+    )  # fmt: skip
+    num_vectors: int | None = setting(None, "the number of vectors; by default one per token of the initializer", at_least=1)
+    preset: Preset | None = setting(
+        None, '"paper" for the authors\' choices: pooling "legacy", `initializer_context` off, `prefix_space` "kept"',
+        choices=get_args(Preset),
+    )  # fmt: skip
     # Not a `Literal`: the methods are an open registry, to which other packages may add.
     method: str = setting(
         "dti",
@@ -109,9 +115,9 @@ class DTIConfig:
         "object", 'what is learned, "object" or "style": this chooses the templates', choices=get_args(LearnableProperty)
     )
     templates: Sequence[str] | None = setting(None, 'prompts with "{}" for the placeholder, instead of the built-in templates')
-    pooling: Pooling = setting(
-        "eos",
-        '"eos" pools CLIP\'s text vector at the end of the prompt, "legacy" at the placeholder',
+    pooling: Pooling | None = setting(
+        None,
+        '"eos" pools CLIP\'s text vector at the end of the prompt, "legacy" at the placeholder; by default "eos"',
         choices=get_args(Pooling),
     )
     zero_pad: bool | None = setting(
@@ -194,13 +200,7 @@ class DTIConfig:
         if self.zero_pad and "zero_pad" not in family.defaults:
             names = " and ".join(f.name for f in families.FAMILIES if "zero_pad" in f.defaults)
             raise ValueError(f"zero_pad is for {names}: {family.name} encodes all prompts at one length.")
-        general: dict[str, Any] = {
-            "learning_rate": 0.01,
-            "reg_lambda": 0.0,
-            "dco_beta": 0.0,
-            "optimizer": "adamw" if self.raw else "rsgd",
-        }
-        defaults = {**general, **family.defaults, **METHODS[self.method].settings}
+        defaults = default_settings(self.method, self.preset, family)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, default in defaults.items():
             if values[name] is None:
@@ -227,6 +227,9 @@ class ResolvedConfig(DTIConfig):
 
     # Not a dataclass of its own: the annotations only narrow the types. Fields, defaults and help remain `DTIConfig`'s.
     optimizer: DirectionOptimizer
+    pooling: Pooling
+    prefix_space: PrefixSpace
+    initializer_context: bool
     kappa: float
     reg_lambda: float
     learning_rate: float

@@ -39,7 +39,7 @@ def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) ->
         with frozen(family.pipe):
             rows = contextual_rows(encoders, initializer, config.num_vectors)
     else:
-        rows = word_rows(encoders, initializer, config.num_vectors)
+        rows = word_rows(encoders, initializer, config.num_vectors, config.initializer_context)
     metadata = concept_metadata(family, config, placeholder, initializer)
     initial = DirectionalInversion.from_embeddings(placeholder, rows, metadata)
     if config.raw or config.token_scale == "initializer":
@@ -72,7 +72,7 @@ def contextual_rows(
         raise ValueError("CrossInit starts from the encoder's output for a word: `initializer_token` cannot be a concept.")
     rows = {}
     for component, encoder in encoders.items():
-        own = token_ids_of(encoder, initializer)
+        own = token_ids_of(encoder, initializer, in_context=False)  # the text that the encoder is given
         tokens = encoder.tokenizer(initializer, return_tensors="pt").to(encoder.model.device)
         ids = tokens.input_ids[0].tolist()
         first = next(i for i in range(len(ids)) if ids[i : i + len(own)] == own)  # behind <bos>, if there is one

@@ -40,6 +40,7 @@ def concept_metadata(family: Family, config: ResolvedConfig, placeholder: str, i
         "method": config.method,
         "scale_rule": "learned" if config.raw or config.train_magnitude else config.token_scale,
         "pooling": config.pooling,
+        "prefix_space": config.prefix_space,
         "training": settings,
         "versions": {p: version(p) for p in ("diffusers-dti", "diffusers", "transformers", "torch")},
     }

@@ -56,7 +56,7 @@ def test_the_report_on_each_vector(pipe, concept):
 def test_a_word_is_found_to_be_itself(pipe):
     word = from_vocabulary(pipe, "dog", 2)
     assert word.num_vectors == 2
-    word = replace(word, metadata={"initializer": "dog"})
+    word = replace(word, metadata={"initializer": "dog", "training": {"initializer_context": True}})
     for encoder in inspect(word, pipe)["encoders"].values():
         for vector in encoder["vectors"]:
             assert vector["angle"] < 1e-3 and vector["nearest"][0]["cosine"] == pytest.approx(1)

@@ -10,7 +10,10 @@ import pytest
 from diffusers_dti import DTIConfig
 from diffusers_dti.concept.methods import METHODS, Method
 from diffusers_dti.families import FAMILIES
+from diffusers_dti.families.sana import Sana
+from diffusers_dti.families.stable_diffusion import StableDiffusion
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL as SDXL
+from diffusers_dti.families.wan import Wan
 from diffusers_dti.training.config import ResolvedConfig
 
 
@@ -46,7 +49,7 @@ def test_the_effective_rate_is_the_authors():
     ("settings", "message"),
     [
         ({"method": "lora"}, "method must be one of dti, ti, crossinit, dco, oft, got 'lora'"),
-        ({"pooling": "mean"}, "pooling must be one of eos, legacy, got 'mean'"),
+        ({"pooling": "mean"}, "pooling must be one of None, eos, legacy, got 'mean'"),
         ({"method": None}, "method must be one of dti, .*, got None"),
         ({"learnable_property": "face"}, "learnable_property must be one of object, style, got 'face'"),
         (
@@ -99,7 +102,7 @@ def test_choices_can_be_read_from_the_fields():
     assert choices.pop("method")() == ("dti", "ti", "crossinit", "dco", "oft")
     assert choices == {
         "optimizer": ("rsgd", "adamw"), "adapter": ("lora", "oft"), "learnable_property": ("object", "style"),
-        "pooling": ("eos", "legacy"), "mixed_precision": ("bf16",),
+        "pooling": ("eos", "legacy"), "mixed_precision": ("bf16",), "prefix_space": ("absorbed", "kept"), "preset": ("paper",),
     }  # fmt: skip
 
 
@@ -126,3 +129,19 @@ def test_resolved_settings_are_complete(family, method):
     for name in ResolvedConfig.__annotations__:
         assert getattr(config, name) is not None and type(None) not in getattr(hints[name], "__args__", ())
     assert isinstance(config, ResolvedConfig) and config.resolve(family) == config
+
+
+def test_the_papers_preset_and_where_it_differs():
+    """A list of every field in which the authors' code and our defaults differ."""
+    for family in (StableDiffusion, SDXL, Sana, Wan):
+        ours, paper = DTIConfig().resolve(family), DTIConfig(preset="paper").resolve(family)
+        differing = {f.name: (getattr(ours, f.name), getattr(paper, f.name)) for f in fields(DTIConfig)}
+        differing = {name: both for name, both in differing.items() if both[0] != both[1]}
+        assert differing == {
+            "preset": (None, "paper"),
+            "pooling": ("eos", "legacy"),
+            "initializer_context": (True, False),
+            "prefix_space": ("absorbed", "kept"),
+        }
+    own = DTIConfig(preset="paper", pooling="eos").resolve(SDXL)  # what is given comes first
+    assert (own.pooling, own.prefix_space) == ("eos", "kept")
