@@ -151,9 +151,7 @@ class DTIConfig:
     validation_steps: int = setting(
         100, "generate validation images every so many steps, and at the end", at_least=1, affects_result=False
     )
-    report_to: str | None = setting(
-        None, 'a tracker that accelerate supports, such as "tensorboard", "wandb" or "trackio"', affects_result=False
-    )
+    report_to: str | None = setting(None, 'a tracker of accelerate, such as "tensorboard" or "wandb"', affects_result=False)
 
     def __post_init__(self) -> None:
         check_settings(self)
