@@ -100,22 +100,29 @@ def infer_encoders(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> di
         The key in TEXT_ENCODERS by component, or None if neither the metadata nor the width determines it.
     """
     declared = declared_encoders(widths, metadata)
-    alone = set(widths) == {COMPONENTS[0]}
     found: dict[str, str | None] = {}
-    for component, width in widths.items():
-        found[component] = declared.get(component) or _encoder_of_width(component, width, alone)
+    for component in widths:
+        found[component] = declared.get(component) or _encoder_of_width(component, widths)
     return found
 
 
-def _encoder_of_width(component: str, width: int, alone: bool) -> str | None:
-    """Return the encoder that rows are for, by their width and place; `alone` if there is only the first component."""
-    candidates = [key for key, kind in TEXT_ENCODERS.items() if kind.width == width]
+def _encoder_of_width(component: str, widths: Mapping[str, int]) -> str | None:
+    """Return the encoder that the rows of a component are for, by their width and place and by the widths of the others."""
+    candidates = [key for key, kind in TEXT_ENCODERS.items() if kind.width == widths[component]]
     if len(candidates) == 1:
         return candidates[0]
-    if alone:
+    for family in MODEL_FAMILIES.values():
+        if family.encoders and family.label is None and widths == _widths_of(family):
+            return family.encoders[component]
+    if set(widths) == {COMPONENTS[0]}:
         return None
-    # A pipeline with several encoders has T5, not UMT5, which is as wide. Models of unknown widths are small ones for tests.
-    return "t5xxl" if candidates else ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]
+    if candidates:  # a pipeline with several encoders has T5, not UMT5, which is as wide
+        return "t5xxl" if "t5xxl" in candidates else None
+    return ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]  # models of unknown widths are small ones for tests
+
+
+def _widths_of(family: ModelFamily) -> dict[str, int]:
+    return {component: TEXT_ENCODERS[key].width for component, key in family.encoders.items()}
 
 
 def encoder_label(key: str | None, width: int) -> str | None:
@@ -131,7 +138,6 @@ def encoder_label(key: str | None, width: int) -> str | None:
 def infer_family(widths: Mapping[str, int]) -> str | None:
     """Name the family that a concept is most likely for, by the widths of its components; None if no family fits."""
     for family in MODEL_FAMILIES.values():
-        expected = {component: TEXT_ENCODERS[key].width for component, key in family.encoders.items()}
-        if expected and expected == widths:
+        if family.encoders and widths == _widths_of(family):
             return family.label or family.name
     return None

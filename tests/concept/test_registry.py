@@ -132,3 +132,12 @@ def test_a_new_encoder_and_family_are_found_everywhere(monkeypatch):
     monkeypatch.setitem(MODEL_FAMILIES, "Toy", ModelFamily("Toy", {ONE: "mini"}, "text-to-video", ("toy",), None, True))
     assert infer_family({ONE: 48}) == "Toy" and infer_encoders({ONE: 48}, {}) == {ONE: "mini"}
     assert declared_encoders([ONE], {"family": "Toy"}) == {ONE: "mini"} and encoder_label(None, 48) == "Mini (Toy)"
+
+
+def test_a_new_encoder_of_a_known_width_changes_nothing_for_the_others(monkeypatch):
+    """BERT is as wide as CLIP-L, and Llama 2 as T5-XXL."""
+    pipelines = ({ONE: 768}, {ONE: 1024}, {ONE: 768, TWO: 1280}, {ONE: 768, TWO: 4096}, {ONE: 768, TWO: 1280, THREE: 4096})
+    before = [infer_encoders(widths, {}) for widths in pipelines]
+    monkeypatch.setitem(TEXT_ENCODERS, "bert", TextEncoderKind("bert", 768, "BERT"))
+    monkeypatch.setitem(TEXT_ENCODERS, "llama", TextEncoderKind("llama", 4096, "Llama 2"))
+    assert [infer_encoders(widths, {}) for widths in pipelines] == before
