@@ -79,7 +79,7 @@ class DTIConfig:
     )
     kappa: float | None = setting(None, "the concentration of the von Mises-Fisher prior around the initializer", at_least=0)
     beta: float = setting(
-        0.0, "the decay of the running mean of squared gradient norms; 0 makes all steps equally long", at_least=0
+        0.0, "the decay of the running mean of squared gradient norms; 0 makes every step the same length", at_least=0
     )
     reg_lambda: float | None = setting(
         None,
@@ -109,7 +109,7 @@ class DTIConfig:
         at_least=0,
     )
     resolution: int | None = setting(None, "the side of the training crops in pixels", at_least=1)
-    crops_per_image: int = setting(8, "the number of random crops of each photo that is not square", at_least=1)
+    crops_per_image: int = setting(8, "the number of random crops per non-square photo", at_least=1)
     random_flip: bool = setting(False, "mirror half of the samples")
     learnable_property: LearnableProperty = setting(
         "object", 'what is learned, "object" or "style": this chooses the templates', choices=get_args(LearnableProperty)
@@ -125,7 +125,7 @@ class DTIConfig:
         "put up to 15 tokens of zero embedding before each prompt, so that the concept works at any position; only for "
         "families that encode prompts at their real length, by default as their authors did",
     )
-    gradient_checkpointing: bool = setting(False, "save memory in the denoiser, for more time", affects_result=False)
+    gradient_checkpointing: bool = setting(False, "use less memory in the denoiser, at the cost of speed", affects_result=False)
     mixed_precision: MixedPrecision | None = setting(
         None, '"bf16" to run float32 models under autocast; by default models run in their own dtype',
         choices=get_args(MixedPrecision),
@@ -135,10 +135,10 @@ class DTIConfig:
         None, "the folder for the log, the checkpoints and the result; by default nothing is written", affects_result=False
     )
     checkpointing_steps: int | None = setting(
-        None, "write a checkpoint every so many steps; by default never", at_least=1, affects_result=False
+        None, "write a checkpoint every N steps; by default never", at_least=1, affects_result=False
     )
     checkpoints_total_limit: int | None = setting(
-        None, "keep only so many of the newest checkpoints; by default all", at_least=1, affects_result=False
+        None, "keep only the N newest checkpoints; by default all", at_least=1, affects_result=False
     )
     resume_from_checkpoint: str | Path | None = setting(
         None, 'the checkpoint to resume from: "latest", or a folder', affects_result=False
@@ -149,7 +149,7 @@ class DTIConfig:
         affects_result=False,
     )
     validation_steps: int = setting(
-        100, "generate validation images every so many steps, and at the end", at_least=1, affects_result=False
+        100, "generate validation images every N steps, and at the end", at_least=1, affects_result=False
     )
     report_to: str | None = setting(None, 'a tracker of accelerate, such as "tensorboard" or "wandb"', affects_result=False)
 
