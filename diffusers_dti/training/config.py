@@ -1,26 +1,26 @@
 """`DTIConfig`: the settings of a training run, with the names that diffusers' scripts use."""
 # ruff: noqa: RUF009 (`setting` returns a dataclass field)
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
 from .. import families
-from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
 from ..pipeline.text_encoders import Pooling, ScaleRule
-from .defaults import AdapterKind, DirectionOptimizer, LearnableProperty, MixedPrecision, PrefixSpace, Preset, default_settings
+from .defaults import AdapterKind, DirectionOptimizer, LearnableProperty, MixedPrecision, PrefixSpace, default_settings
 from .distributed import processes
+from .optimization_settings import OptimizationSettings
 from .settings import check_settings, document_settings, setting
+from .token_settings import TokenSettings
 
-Initializer = str | DirectionalInversion
 SCALE_RULES = (*get_args(ScaleRule), "initializer")
 
 
 @dataclass(frozen=True)
-class DTIConfig:
+class DTIConfig(OptimizationSettings, TokenSettings):
     """Settings of `DTITrainer`.
 
     If a setting is None, the default of the method or of the pipeline's family applies (the authors' settings).
@@ -41,58 +41,6 @@ class DTIConfig:
         ```
     """
 
-    placeholder_token: str | None = setting(None, 'the new word for the concept in prompts, such as "<dog>"')
-    initializer_token: Initializer | Mapping[str, Initializer] | None = setting(
-        None,
-        'where training starts: a word or two for what the photos show, by default "object" or "style"; a concept to start '
-        "from instead; or a mapping from placeholder to any of these, to train several concepts",
-    )
-    initializer_context: bool | None = setting(
-        None, 'start from the word\'s row in a prompt, such as Gemma\'s "▁dog", instead of the row of "dog"; by default on'
-    )
-    prefix_space: PrefixSpace | None = setting(
-        None, 'the space before the placeholder: "absorbed", as by the encoder\'s own words, or "kept", as by stock loaders; '
-        'by default "absorbed"', choices=get_args(PrefixSpace),
-    )  # fmt: skip
-    num_vectors: int | None = setting(None, "the number of vectors; by default one per token of the initializer", at_least=1)
-    preset: Preset | None = setting(
-        None, '"paper" for the authors\' choices: pooling "legacy", `initializer_context` off, `prefix_space` "kept"',
-        choices=get_args(Preset),
-    )  # fmt: skip
-    # Not a `Literal`: the methods are an open registry, to which other packages may add.
-    method: str = setting(
-        "dti",
-        "the training method: " + "; ".join(f'"{name}", {method.summary}' for name, method in METHODS.items()),
-        choices=lambda: tuple(METHODS),
-    )
-    token_scale: str | float = setting(
-        "mean",
-        'the fixed norm of the embeddings: "mean", "min" or "max" of the encoder\'s vocabulary, "initializer" for the norm of '
-        "the initializer, or a number",
-    )
-    train_magnitude: bool = setting(False, "train the norm as well, by AdamW on its logarithm (an ablation)")
-    optimizer: DirectionOptimizer | None = setting(
-        None,
-        'the optimizer of the directions: "rsgd" is the method\'s Riemannian SGD; "adamw" is AdamW, with the directions put '
-        "back on the sphere after each step (an ablation)",
-        choices=get_args(DirectionOptimizer),
-    )
-    kappa: float | None = setting(None, "the concentration of the von Mises-Fisher prior around the initializer", at_least=0)
-    beta: float = setting(
-        0.0, "the decay of the running mean of squared gradient norms; 0 makes every step the same length", at_least=0
-    )
-    reg_lambda: float | None = setting(
-        None,
-        'the weight of the squared distance between the rows and their start, averaged over entries (1e-5 for "crossinit")',
-        at_least=0,
-    )
-    learning_rate: float | None = setting(
-        None, 'the step length on the sphere, before `scale_lr` (0.01; 0.005 for "ti" and "crossinit")', at_least=0
-    )
-    scale_lr: bool = setting(True, "multiply `learning_rate` by batch size, accumulation steps and number of processes")
-    max_train_steps: int | None = setting(None, "the number of steps of the optimizer", at_least=1)
-    train_batch_size: int | None = setting(None, "the number of samples in a batch, in each process", at_least=1)
-    gradient_accumulation_steps: int | None = setting(None, "the number of batches in a step", at_least=1)
     adapter: AdapterKind | None = setting(
         None,
         'an adapter on the denoiser\'s attention that is trained together with the token, "lora" or "oft"; by default the '

@@ -14,9 +14,10 @@ from ..families.base import Family
 from ..pipeline.offload import offload_disabled
 from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
 from ..pipeline.word_rows import repeat_rows, token_ids_of, word_rows
-from .config import Initializer, ResolvedConfig
+from .config import ResolvedConfig
 from .frozen import frozen
 from .metadata import concept_metadata
+from .token_settings import Initializer
 
 
 def initializer_of(config: ResolvedConfig, placeholder: str) -> Initializer:

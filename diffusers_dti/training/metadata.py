@@ -9,7 +9,8 @@ from typing import Any
 
 from ..concept.concept import Concept
 from ..families.base import Family
-from .config import Initializer, ResolvedConfig
+from .config import ResolvedConfig
+from .token_settings import Initializer
 
 
 def training_settings(config: ResolvedConfig, placeholder: str, initializer: Initializer) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Settings of how the token is optimized."""
+# ruff: noqa: RUF009 (`setting` returns a dataclass field)
+
+from dataclasses import dataclass
+from typing import get_args
+
+from .defaults import DirectionOptimizer
+from .settings import setting
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """Optimizer, rate, prior, steps and batches."""
+
+    optimizer: DirectionOptimizer | None = setting(
+        None,
+        'the optimizer of the directions: "rsgd" is the method\'s Riemannian SGD; "adamw" is AdamW, with the directions put '
+        "back on the sphere after each step (an ablation)",
+        choices=get_args(DirectionOptimizer),
+    )
+    kappa: float | None = setting(None, "the concentration of the von Mises-Fisher prior around the initializer", at_least=0)
+    beta: float = setting(
+        0.0, "the decay of the running mean of squared gradient norms; 0 makes every step the same length", at_least=0
+    )
+    reg_lambda: float | None = setting(
+        None,
+        'the weight of the squared distance between the rows and their start, averaged over entries (1e-5 for "crossinit")',
+        at_least=0,
+    )
+    learning_rate: float | None = setting(
+        None, 'the step length on the sphere, before `scale_lr` (0.01; 0.005 for "ti" and "crossinit")', at_least=0
+    )
+    scale_lr: bool = setting(True, "multiply `learning_rate` by batch size, accumulation steps and number of processes")
+    max_train_steps: int | None = setting(None, "the number of steps of the optimizer", at_least=1)
+    train_batch_size: int | None = setting(None, "the number of samples in a batch, in each process", at_least=1)
+    gradient_accumulation_steps: int | None = setting(None, "the number of batches in a step", at_least=1)
