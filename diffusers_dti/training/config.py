@@ -10,7 +10,16 @@ from .. import families
 from ..concept.methods import METHODS
 from ..families.base import Family
 from ..pipeline.text_encoders import Pooling, ScaleRule
-from .defaults import AdapterKind, DirectionOptimizer, LearnableProperty, MixedPrecision, PrefixSpace, default_settings
+from .defaults import (
+    AdapterKind,
+    DirectionOptimizer,
+    LearnableProperty,
+    MixedPrecision,
+    PrefixSpace,
+    Schedule,
+    TimestepSampling,
+    default_settings,
+)
 from .distributed import processes
 from .optimization_settings import OptimizationSettings
 from .settings import check_settings, document_settings, setting
@@ -118,7 +127,7 @@ class DTIConfig(OptimizationSettings, TokenSettings):
 
     def _check_method(self) -> None:
         """Check the settings that only some methods have."""
-        if self.raw and (self.optimizer == "rsgd" or self.train_magnitude):
+        if self.raw and (self.optimizer in ("rsgd", "radam") or self.train_magnitude):
             raise ValueError(
                 f'method "{self.method}" trains raw rows by AdamW, including their norms: leave out `optimizer` and '
                 "`train_magnitude`."
@@ -173,6 +182,8 @@ class ResolvedConfig(DTIConfig):
 
     # Not a dataclass of its own: the annotations only narrow the types. Fields, defaults and help remain `DTIConfig`'s.
     optimizer: DirectionOptimizer
+    lr_scheduler: Schedule
+    timestep_sampling: TimestepSampling
     pooling: Pooling
     prefix_space: PrefixSpace
     initializer_context: bool

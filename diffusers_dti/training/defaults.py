@@ -5,7 +5,9 @@ from typing import Any, Literal
 from ..concept.methods import METHODS
 from ..families.base import Family
 
-DirectionOptimizer = Literal["rsgd", "adamw"]
+DirectionOptimizer = Literal["rsgd", "radam", "adamw"]
+Schedule = Literal["constant", "linear", "cosine", "late"]
+TimestepSampling = Literal["uniform", "stratified"]
 AdapterKind = Literal["lora", "oft"]
 LearnableProperty = Literal["object", "style"]
 MixedPrecision = Literal["bf16"]
@@ -25,6 +27,8 @@ def default_settings(method: str, preset: Preset | None, family: Family | type[F
         "reg_lambda": 0.0,
         "dco_beta": 0.0,
         "optimizer": "adamw" if METHODS[method].raw else "rsgd",
+        "lr_scheduler": "constant",
+        "timestep_sampling": "uniform",
         "pooling": "eos",
         "initializer_context": True,
         "prefix_space": "absorbed",

@@ -20,8 +20,8 @@ from .adapter import Adapter
 from .config import ResolvedConfig
 from .distributed import processes
 from .log import TrainingLog
-from .optim import RiemannianSGD
-from .optimizers import make_optimizers
+from .optim import SphereOptimizer
+from .optimizers import make_optimizers, set_rates
 from .trainable import TrainableConcept
 
 logger = logging.get_logger(__name__)
@@ -85,8 +85,11 @@ class Loop:
         for word, concept in zip(self.words, self.concepts):
             own = concept.initial.metadata["training"] | concept.fingerprint()
             for key, value in own.items():
-                if key != "max_train_steps":  # a run may be made longer
-                    settings[f"{word} {key}"] = value
+                if key == "max_train_steps":
+                    if self.config.lr_scheduler == "constant":
+                        continue  # the run may be made longer
+                    key = "max_train_steps (the rate falls towards the last one)"
+                settings[f"{word} {key}"] = value
         return settings
 
     def run(self) -> None:
@@ -168,8 +171,10 @@ class Loop:
         return loss + c.reg_lambda * concept.distance_to_start() if c.reg_lambda else loss
 
     def _optimizer_step(self) -> None:
-        """Step every optimizer. Skip the step if a gradient is not finite, unless `RiemannianSGD` is the only optimizer: it
-        skips bad rows itself."""
+        """Step every optimizer. Skip the step if a gradient is not finite, unless a `SphereOptimizer` is the only one: it skips
+        bad rows itself."""
+        c = self.config
+        set_rates(self.optimizers, c.lr_scheduler, self.step / c.max_train_steps)
         active, parameters = [], []
         for optimizer in self.optimizers:
             trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -178,7 +183,7 @@ class Loop:
                 self.scaler.unscale_(optimizer)
                 active.append(optimizer)
                 parameters += trained
-        skips_rows = len(active) == 1 and isinstance(active[0], RiemannianSGD)
+        skips_rows = len(active) == 1 and isinstance(active[0], SphereOptimizer)
         if skips_rows or torch.stack([p.grad.isfinite().all() for p in parameters]).all():
             for optimizer in active:
                 self.scaler.step(optimizer)

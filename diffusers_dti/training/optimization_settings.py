@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from .defaults import DirectionOptimizer
+from .defaults import DirectionOptimizer, Schedule, TimestepSampling
 from .settings import setting
 
 
@@ -14,8 +14,8 @@ class OptimizationSettings:
 
     optimizer: DirectionOptimizer | None = setting(
         None,
-        'the optimizer of the directions: "rsgd" is the method\'s Riemannian SGD; "adamw" is AdamW, with the directions put '
-        "back on the sphere after each step (an ablation)",
+        'the optimizer of the directions: "rsgd" is the method\'s Riemannian SGD; "radam" is Riemannian Adam, whose rate is '
+        'the angle of a step; "adamw" is AdamW, with the directions put back on the sphere after each step (an ablation)',
         choices=get_args(DirectionOptimizer),
     )
     kappa: float | None = setting(None, "the concentration of the von Mises-Fisher prior around the initializer", at_least=0)
@@ -29,6 +29,18 @@ class OptimizationSettings:
     )
     learning_rate: float | None = setting(
         None, 'the step length on the sphere, before `scale_lr` (0.01; 0.005 for "ti" and "crossinit")', at_least=0
+    )
+    lr_scheduler: Schedule | None = setting(
+        None,
+        'how the rate falls: "constant" does not, "linear" and "cosine" reach 0 at the end, "late" is constant for two thirds '
+        "of the steps and then linear. A run with a rate that falls cannot be made longer afterwards",
+        choices=get_args(Schedule),
+    )
+    timestep_sampling: TimestepSampling | None = setting(
+        None,
+        'how noise levels are drawn: "uniform", each by itself, or "stratified", so that any few samples in a row cover '
+        "them evenly",
+        choices=get_args(TimestepSampling),
     )
     scale_lr: bool = setting(True, "multiply `learning_rate` by batch size, accumulation steps and number of processes")
     max_train_steps: int | None = setting(None, "the number of steps of the optimizer", at_least=1)

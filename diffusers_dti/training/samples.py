@@ -74,6 +74,7 @@ class TrainingSamples:
         placeholder: the concept's placeholder.
         num_timesteps: the number of noise levels to draw from.
         seed: the seed of all draws.
+        stratified: cover the noise levels evenly by any few samples in a row, instead of drawing each level by itself.
         zero_pad: draw the number of zero tokens before each prompt: floor(x) of an exponential x of mean 2, at most 15.
     """
 
@@ -86,10 +87,12 @@ class TrainingSamples:
         placeholder: str,
         num_timesteps: int,
         seed: int,
+        stratified: bool = False,
         zero_pad: bool = False,
     ):
         self.crops, self.posteriors, self.seed, self.num_timesteps = crops, posteriors, seed, num_timesteps
         self.templates, self.captions, self.placeholder, self.zero_pad = templates, captions, placeholder, zero_pad
+        self.stratified = stratified
         self.crops_of_photo: dict[int, list[int]] = {}
         for index, crop in enumerate(crops):
             self.crops_of_photo.setdefault(crop.photo, []).append(index)
@@ -135,12 +138,20 @@ class TrainingSamples:
         mean, std = self.posteriors[index]
         text = self.captions[photo] or self.templates[pick(len(self.templates))]
         timestep = pick(self.num_timesteps)
+        if self.stratified:
+            timestep = int(self.num_timesteps * _spread(self.seed, k))
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
         zeros = 0
         if self.zero_pad:
             zeros = min(int(torch.empty(()).exponential_(1 / 2, generator=generator)), MAX_ZEROS)
         return Sample(self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder), zeros)
+
+
+def _spread(seed: int, k: int) -> float:
+    """Return number k of a sequence in [0, 1): any n of its numbers in a row are about 1/n apart (the golden ratio's)."""
+    offset = float(torch.rand((), dtype=torch.float64, generator=seeded_generator(seed, 4)))
+    return (offset + k * (5**0.5 - 1) / 2) % 1
 
 
 def _weights(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
@@ -184,6 +195,7 @@ def prepare_samples(
         placeholder,
         family.scheduler.config.num_train_timesteps,
         config.seed,
+        config.timestep_sampling == "stratified",
         bool(config.zero_pad),
     )
 

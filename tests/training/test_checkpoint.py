@@ -18,10 +18,11 @@ REGRESSION = Path(__file__).parents[1] / "regression"
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
 
-@pytest.mark.parametrize("method", ["dti", "ti", "crossinit", "dco", "oft", "adamw", "magnitude"])
+@pytest.mark.parametrize("method", ["dti", "ti", "crossinit", "dco", "oft", "adamw", "radam", "magnitude"])
 def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
-    more = {"adamw": {"optimizer": "adamw"}, "magnitude": {"train_magnitude": True}}.get(method, {"method": method})
-    settings = SETTINGS | {"beta": 0.9} | more
+    optimizers = {name: {"optimizer": name, "timestep_sampling": "stratified"} for name in ("adamw", "radam")}
+    more = {**optimizers, "magnitude": {"train_magnitude": True}}.get(method, {"method": method})
+    settings = SETTINGS | {"beta": 0.9, "lr_scheduler": "constant"} | more
 
     def clear():
         if method in ("dco", "oft"):
@@ -51,6 +52,20 @@ def test_a_resumed_run_is_the_whole_run(sdxl, photos, tmp_path, method):
         assert torch.equal(resumed.adapter.parameters[name], parameter)
     if adapted:
         assert (tmp_path / "checkpoint-4" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("optimizer", ["rsgd", "radam"])
+def test_a_run_with_a_falling_rate_resumes_and_cannot_be_made_longer(sdxl, photos, tmp_path, optimizer):
+    settings = SETTINGS | {"optimizer": optimizer, "lr_scheduler": "cosine", "output_dir": tmp_path, "checkpointing_steps": 3}
+    whole = DTITrainer(sdxl, **settings, max_train_steps=8).fit(photos)
+    sdxl.unload_directional_inversion()
+    resume = settings | {"resume_from_checkpoint": "checkpoint-3"}
+    again = DTITrainer(sdxl, **resume, max_train_steps=8).fit(photos)
+    sdxl.unload_directional_inversion()
+    for component, rows in whole.embeddings.items():
+        assert torch.equal(again.embeddings[component], rows)
+    with pytest.raises(ValueError, match=r"other settings: <dog> max_train_steps \(the rate falls towards the last one\)"):
+        DTITrainer(sdxl, **resume, max_train_steps=9).fit(photos)
 
 
 def test_only_the_newest_checkpoints_are_kept(sdxl, photos, tmp_path):

@@ -63,9 +63,10 @@ def test_the_effective_rate_is_the_authors():
         ({"resolution": -1}, "resolution must be at least 1"),
         ({"checkpointing_steps": 10}, "output_dir"),
         ({"templates": ["a photo"]}, "Every template"),
-        ({"optimizer": "sgd"}, "optimizer must be one of None, rsgd, adamw"),
+        ({"optimizer": "sgd"}, "optimizer must be one of None, rsgd, radam, adamw"),
         ({"adapter": "loha"}, "adapter must be one of None, lora, oft"),
         ({"method": "ti", "optimizer": "rsgd"}, "trains raw rows"),
+        ({"method": "ti", "optimizer": "radam"}, "trains raw rows"),
         ({"method": "crossinit", "train_magnitude": True}, "trains raw rows"),
         ({"reg_lambda": 1e-5}, "kappa"),
         ({"dco_beta": 1000.0}, 'use adapter="lora"'),
@@ -101,7 +102,8 @@ def test_choices_can_be_read_from_the_fields():
     choices = {f.name: f.metadata["choices"] for f in fields(DTIConfig) if "choices" in f.metadata}
     assert choices.pop("method")() == ("dti", "ti", "crossinit", "dco", "oft")
     assert choices == {
-        "optimizer": ("rsgd", "adamw"), "adapter": ("lora", "oft"), "learnable_property": ("object", "style"),
+        "optimizer": ("rsgd", "radam", "adamw"), "lr_scheduler": ("constant", "linear", "cosine", "late"),
+        "timestep_sampling": ("uniform", "stratified"), "adapter": ("lora", "oft"), "learnable_property": ("object", "style"),
         "pooling": ("eos", "legacy"), "mixed_precision": ("bf16",), "prefix_space": ("absorbed", "kept"), "preset": ("paper",),
     }  # fmt: skip
 

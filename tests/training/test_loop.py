@@ -15,6 +15,7 @@ METHODS = {
     "DTI": {},
     "DTI, trained magnitude": {"train_magnitude": True},
     "DTI by AdamW": {"optimizer": "adamw"},
+    "DTI by Riemannian Adam": {"optimizer": "radam", "lr_scheduler": "cosine", "timestep_sampling": "stratified"},
     "DTI at the initializer's norm": {"token_scale": "initializer"},
     "TI": {"method": "ti"},
     "CrossInit": {"method": "crossinit"},
@@ -35,14 +36,15 @@ def test_every_method_on_every_family(pipe, photos, name):
         tokenizer, encoder = text_encoder.tokenizer, text_encoder.model
         assert not torch.equal(learned.directions[component], start.directions[component])
         fixed = torch.equal(learned.scales[component], start.scales[component])
-        assert fixed == (name in ("DTI", "DTI by AdamW", "DTI at the initializer's norm"))
+        assert fixed == (learned.metadata["scale_rule"] != "learned")
         id = tokenizer("a dog", add_special_tokens=False).input_ids[-1]  # as it is inside a prompt: Gemma's "▁dog"
         norm = encoder.get_input_embeddings().weight[id].norm().item()
         at_the_words = start.scales[component].item() == pytest.approx(norm)
         assert at_the_words == (name in ("DTI at the initializer's norm", "TI"))
-    assert learned.metadata["scale_rule"] == {"DTI": "mean", "DTI by AdamW": "mean"}.get(
-        name, "initializer" if "initializer" in name else "learned"
-    )
+    assert learned.metadata["scale_rule"] == {
+        "DTI at the initializer's norm": "initializer", "DTI, trained magnitude": "learned", "TI": "learned",
+        "CrossInit": "learned",
+    }.get(name, "mean")  # fmt: skip
 
 
 def test_crossinit_starts_from_what_the_encoder_makes_of_the_word(pipe):

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from diffusers_dti import RiemannianSGD
 from diffusers_dti.sphere import angle
+from diffusers_dti.training.optim import RiemannianAdam
 
 
 def problem(n=3, d=64, steps=500, dtype=torch.float32, seed=0):
@@ -65,6 +66,58 @@ def test_500_steps_are_geoopts():
     difference = (ours.detach().double() - theirs.detach()).abs().max().item()
     print(f"greatest difference from geoopt after 500 steps: {difference:.1e}")
     assert difference < 1e-5
+
+
+def test_riemannian_adam_with_a_second_moment_per_row_is_geoopts():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import geoopt
+    start, loss = problem(dtype=torch.float64)
+    ours = torch.nn.Parameter(start.clone())
+    theirs = geoopt.ManifoldParameter(start.clone(), manifold=geoopt.Sphere())
+    optimizer = RiemannianAdam([ours], lr=0.05, per_coordinate=False)
+    peer = geoopt.optim.RiemannianAdam([theirs], lr=0.05, eps=1e-8)
+    for t in range(200):
+        for v, o in ((ours, optimizer), (theirs, peer)):
+            o.zero_grad()
+            loss(v, t).backward()
+            o.step()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-9)
+    assert angle(ours.detach(), start).min() > 0.3
+
+
+def test_riemannian_adam_per_coordinate_is_the_written_method():
+    """Formulas of Adam, with the momentum in the tangent space and steps of lr / √d per coordinate."""
+    start, loss = problem(dtype=torch.float64)
+    prior = normalize(start + 0.3, dim=-1)
+    v = torch.nn.Parameter(start.clone())
+    optimizer = RiemannianAdam([{"params": [v], "prior": prior}], lr=0.05, kappa=0.5, betas=(0.8, 0.99))
+    x, m, s = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for t in range(100):
+        optimizer.zero_grad()
+        loss(v, t).backward()
+        optimizer.step()
+        y = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(y, t) - 0.5 * (prior * y).sum(), y)
+        g = g - (g * x).sum(-1, keepdim=True) * x
+        m = 0.8 * (m - (m * x).sum(-1, keepdim=True) * x) + 0.2 * g
+        s = 0.99 * s + 0.01 * g**2
+        u = (m / (1 - 0.8 ** (t + 1))) / ((s / (1 - 0.99 ** (t + 1))) ** 0.5 + 1e-8)
+        u = u - (u * x).sum(-1, keepdim=True) * x
+        x = x - 0.05 / 8 * u  # √64
+        x = x / x.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(v.detach(), x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [16, 4096])
+@pytest.mark.parametrize("per_coordinate", [True, False])
+def test_the_rate_of_riemannian_adam_is_an_angle_at_every_width(width, per_coordinate):
+    start, loss = problem(d=width, steps=1)
+    v = torch.nn.Parameter(start.clone())
+    optimizer = RiemannianAdam([v], lr=0.1, per_coordinate=per_coordinate)
+    loss(v).backward()
+    optimizer.step()
+    torch.testing.assert_close(angle(start, v.detach()), torch.full((3,), math.atan(0.1)), rtol=0.05, atol=0)
 
 
 def test_every_step_turns_by_the_same_angle():

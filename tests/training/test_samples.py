@@ -156,3 +156,21 @@ def test_crops_keep_to_the_mask():
 def test_templates_have_one_place_each():
     for templates in (OBJECT_TEMPLATES, STYLE_TEMPLATES):
         assert len(set(templates)) == len(templates) and all(t.count("{}") == 1 for t in templates)
+
+
+def test_stratified_noise_levels_are_evenly_spread_over_any_samples_in_a_row():
+    stratified, uniform = (samples(stratified=s).batch(0, 400, torch.device("cpu")) for s in (True, False))
+
+    def gaps(timesteps):
+        ordered = timesteps.sort().values
+        return torch.cat([ordered.diff(), ordered[:1] + 1000 - ordered[-1:]])  # around the circle
+
+    for size in (2, 4, 8, 50):
+        for first in range(0, 300, 7):
+            own = gaps(stratified.timesteps[first : first + size])
+            assert own.max() <= 2 * 1000 / size and own.min() >= 0.35 * 1000 / size - 1
+    assert max(gaps(uniform.timesteps[i : i + 4]).max() for i in range(0, 396)) > 800
+    # Nothing else changes, another seed has other levels, and all of them are in the range.
+    assert torch.equal(stratified.noise, uniform.noise) and stratified.prompts == uniform.prompts
+    assert stratified.timesteps[0] != samples(stratified=True, seed=1).batch(0, 1, torch.device("cpu")).timesteps[0]
+    assert stratified.timesteps.min() >= 0 and stratified.timesteps.max() < 1000
