@@ -30,8 +30,9 @@ class TrainingLog:
         settings: what the tracker is told about the run.
 
     Attributes:
-        history: a dict for each entry: step, loss, angle to the initializer in degrees, and norm. If several concepts are
-            trained at once, these are means, and each concept has its own values as well, such as "loss/<dog>".
+        history: a dict for each entry: step, loss, angle to the initializer in degrees, norm, sometimes the held-out loss. If
+            several concepts are trained at once, these are means, and each concept has its own values as well, such as
+            "loss/<dog>".
         images: the validation images, by step.
     """
 
@@ -49,6 +50,7 @@ class TrainingLog:
             self.accelerator.init_trackers("diffusers-dti", plain)
         if self.folder is not None:
             self._start_file(self.folder / LOG_NAME, step)
+        self._heldout: float | None = None  # the last one, for the bar
         self.bar = logging.tqdm(total=config.max_train_steps, initial=step, desc=name, disable=not main)
 
     def _start_file(self, log: Path, step: int) -> None:
@@ -67,7 +69,8 @@ class TrainingLog:
 
         Args:
             step: the number of steps done.
-            metrics: each concept's metrics, by placeholder: the mean loss since the last entry, angle and norm.
+            metrics: each concept's metrics, by placeholder: the mean loss since the last entry, angle, norm, and the
+                held-out loss if it was measured.
             skipped: the number of row updates that were skipped so far.
         """
         entry: dict[str, float] = {"step": step}
@@ -81,7 +84,11 @@ class TrainingLog:
             entry["skipped"] = skipped
             logger.warning(f"{skipped} row updates skipped so far: their gradients were not finite.")
         self.history.append(entry)
-        self.bar.set_postfix(loss=f"{entry['loss']:.4f}", angle=f"{entry['angle']:.1f}°")
+        shown = {"loss": f"{entry['loss']:.4f}", "angle": f"{entry['angle']:.1f}°"}
+        self._heldout = entry.get("heldout_loss", self._heldout)
+        if self._heldout is not None:
+            shown["held_out"] = f"{self._heldout:.4f}"
+        self.bar.set_postfix(shown)
         if self.folder is not None:
             with (self.folder / LOG_NAME).open("a") as file:
                 file.write(json.dumps(entry) + "\n")

@@ -42,6 +42,12 @@ class OptimizationSettings:
         "them evenly",
         choices=get_args(TimestepSampling),
     )
+    heldout_loss_steps: int = setting(
+        20,
+        "measure the loss on fixed draws of noise and noise level every N steps, and at the end; 0 never does",
+        at_least=0,
+        affects_result=False,
+    )
     scale_lr: bool = setting(True, "multiply `learning_rate` by batch size, accumulation steps and number of processes")
     max_train_steps: int | None = setting(None, "the number of steps of the optimizer", at_least=1)
     train_batch_size: int | None = setting(None, "the number of samples in a batch, in each process", at_least=1)

@@ -4,8 +4,8 @@ So a resumed run sees the samples that it would have seen, on one process or on 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.utils import logging
@@ -109,43 +109,60 @@ class TrainingSamples:
 
     def batch(self, first: int, size: int, device: torch.device) -> Batch:
         """Return the samples number `first` to `first + size - 1`. Each round of photos shows every photo once."""
-        samples = [self._sample(k) for k in range(first, first + size)]
-        height, width = samples[0].crop.pixels.shape[-2:]
-        return Batch(
-            latents=torch.cat([s.latents for s in samples]).to(device),
-            noise=torch.cat([s.noise for s in samples]).to(device),
-            weights=_weights(samples, device),
-            timesteps=torch.tensor([s.timestep for s in samples], device=device),
-            prompts=[s.prompt for s in samples],
-            original_sizes=[s.crop.original_size for s in samples],
-            crop_corners=[s.crop.corner for s in samples],
-            resolution=(height, width),
-            zero_pads=[s.zero_pad for s in samples],
-        )
+        return _collate([self._sample(k) for k in range(first, first + size)], device)
+
+    def heldout_batches(self, count: int, size: int, device: torch.device) -> Iterator[Batch]:
+        """Yield `count` samples that are always the same and that training never sees, in batches of up to `size`.
+
+        They differ from training's in crop, noise and noise level; the photos are the same. Their noise levels are evenly
+        spread, and no zero tokens precede their prompts.
+        """
+        samples = []
+        for i in range(count):
+            drawn = self._draw(i % len(self.crops_of_photo), seeded_generator(self.seed, i, 3))
+            samples.append(replace(drawn, timestep=int((i + 0.5) * self.num_timesteps / count), zero_pad=0))
+        for first in range(0, count, size):
+            yield _collate(samples[first : first + size], device)
 
     def _sample(self, k: int) -> Sample:
         photos = len(self.crops_of_photo)
         round_, place = divmod(k, photos)
         order = torch.randperm(photos, generator=seeded_generator(self.seed, round_, 1))
-        generator = seeded_generator(self.seed, k, 2)
+        sample = self._draw(int(order[place]), seeded_generator(self.seed, k, 2))
+        if self.stratified:
+            return replace(sample, timestep=int(self.num_timesteps * _spread(self.seed, k)))
+        return sample
 
+    def _draw(self, photo: int, generator: torch.Generator) -> Sample:
         def pick(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
 
-        photo = int(order[place])
         crops = self.crops_of_photo[photo]
         index = crops[pick(len(crops))]
         mean, std = self.posteriors[index]
         text = self.captions[photo] or self.templates[pick(len(self.templates))]
         timestep = pick(self.num_timesteps)
-        if self.stratified:
-            timestep = int(self.num_timesteps * _spread(self.seed, k))
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
         zeros = 0
         if self.zero_pad:
             zeros = min(int(torch.empty(()).exponential_(1 / 2, generator=generator)), MAX_ZEROS)
         return Sample(self.crops[index], latents, noise, timestep, text.replace("{}", self.placeholder), zeros)
+
+
+def _collate(samples: Sequence[Sample], device: torch.device) -> Batch:
+    height, width = samples[0].crop.pixels.shape[-2:]
+    return Batch(
+        latents=torch.cat([s.latents for s in samples]).to(device),
+        noise=torch.cat([s.noise for s in samples]).to(device),
+        weights=_weights(samples, device),
+        timesteps=torch.tensor([s.timestep for s in samples], device=device),
+        prompts=[s.prompt for s in samples],
+        original_sizes=[s.crop.original_size for s in samples],
+        crop_corners=[s.crop.corner for s in samples],
+        resolution=(height, width),
+        zero_pads=[s.zero_pad for s in samples],
+    )
 
 
 def _spread(seed: int, k: int) -> float:

@@ -69,7 +69,7 @@ def plot(history: list[dict[str, float]], path: str | Path) -> None:
     """Plot loss, angle to the initializer and norm over the steps. Needs matplotlib (`diffusers-dti[plot]`).
 
     Args:
-        history: the log entries, each with "step", "loss", "angle" (degrees) and "norm".
+        history: the log entries, each with "step", "loss", "angle" (degrees) and "norm", some with "heldout_loss".
         path: the file for the plot.
 
     Raises:
@@ -78,7 +78,11 @@ def plot(history: list[dict[str, float]], path: str | Path) -> None:
     figure = figure_class()(figsize=(9, 2.8), layout="constrained")
     titles = {"loss": "loss", "angle": "angle to the initializer (°)", "norm": "norm of the embedding"}
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items()):
-        axes.plot([entry["step"] for entry in history], [entry[key] for entry in history])
+        axes.plot([entry["step"] for entry in history], [entry[key] for entry in history], label="training")
+        heldout = [(entry["step"], entry["heldout_loss"]) for entry in history if "heldout_loss" in entry]
+        if key == "loss" and heldout:
+            axes.plot(*zip(*heldout), label="held out")
+            axes.legend()
         axes.set(title=title, xlabel="step")
         if key != "loss":
             axes.set_ylim(bottom=0)

@@ -137,7 +137,7 @@ def test_the_dco_loss_of_a_changed_adapter(sdxl, photos):
             sdxl.unet.disable_adapters()
             without = loop.family.loss(batch, conditioning)
             sdxl.unet.enable_adapters()
-            found = loop._loss(concept, 0)
+            found = loop.stepper._loss(concept, 0)
         expected = math.log1p(math.exp(100.0 * (with_it.double() - without.double())))
         assert found.item() == pytest.approx(expected, rel=1e-3) and abs(expected - math.log(2)) > 1e-3
         seen.append(step)

@@ -1,0 +1,131 @@
+"""One training step: from samples to losses to gradients to rows, over as many processes as `accelerate launch` started."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from ..families.base import Family
+from .adapter import Adapter
+from .config import ResolvedConfig
+from .distributed import processes
+from .heldout import heldout_loss
+from .optim import SphereOptimizer
+from .optimizers import make_optimizers, set_rates
+from .trainable import TrainableConcept
+
+
+class Stepper:
+    """Take the steps of a run.
+
+    Args:
+        family: the family, bound to the pipeline.
+        config: the settings.
+        concepts: the concepts to train, whose rows are swapped in while this is used.
+        adapter: the adapter to train with them.
+
+    Attributes:
+        optimizers: those of the tokens, of trained magnitudes and of the adapter.
+        skipped_steps: the number of steps that were skipped because a gradient was not finite.
+    """
+
+    def __init__(self, family: Family, config: ResolvedConfig, concepts: Sequence[TrainableConcept], adapter: Adapter | None):
+        self.pipe, self.family, self.config = family.pipe, family, config
+        self.concepts, self.adapter = concepts, adapter
+        self.optimizers = make_optimizers(config, concepts, adapter)
+        # float16 needs its losses scaled up. They are scaled back before the optimizer weighs them against the prior.
+        modules = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
+        half = any(getattr(m, "dtype", None) == torch.float16 for m in modules)
+        self.scaler = torch.amp.GradScaler(self.pipe.device.type, init_scale=2.0**14, enabled=half)
+        self.processes = processes()
+        self.skipped_steps = 0
+
+    def take(self, step: int) -> Tensor | None:
+        """Take step number `step`, counted from 0, with every concept.
+
+        Returns:
+            The mean loss of each concept, (n,). None if float16 overflowed: take the step again, at half the loss scale.
+        """
+        losses = self._accumulate(step)
+        self._optimizer_step(step)
+        return None if _overflowed(self.scaler) else losses
+
+    def heldout_loss(self, concept: TrainableConcept) -> Tensor:
+        """Return the held-out loss of a concept, a scalar."""
+        with self._autocast():
+            return heldout_loss(self.family, concept.samples, self.config.train_batch_size)
+
+    def _accumulate(self, step: int) -> Tensor:
+        """Compute one step's gradients, averaged over accumulated batches, and return the mean loss of each concept."""
+        c, device = self.config, self.pipe.device
+        if self.adapter is not None:
+            self.adapter.train(step >= c.adapter_start_step)
+        losses = []
+        for concept in self.concepts:
+            total = torch.zeros((), device=device)
+            for micro in range(c.gradient_accumulation_steps):
+                number = (step * c.gradient_accumulation_steps + micro) * self.processes.num_processes
+                first = (number + self.processes.process_index) * c.train_batch_size
+                with self._autocast():
+                    loss = self._loss(concept, first)
+                self.scaler.scale(loss / c.gradient_accumulation_steps).backward()
+                total = total + loss.detach() / c.gradient_accumulation_steps
+            losses.append(total)
+        return torch.stack(losses)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.config.mixed_precision == "bf16":
+            return torch.autocast(self.pipe.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _loss(self, concept: TrainableConcept, first: int) -> Tensor:
+        """Return the loss of the batch that begins at sample `first`, a scalar."""
+        c, family = self.config, self.family
+        batch = concept.samples.batch(first, c.train_batch_size, self.pipe.device)
+        conditioning = family.encode_prompts(batch.prompts, batch.zero_pads)
+        if c.dco_beta and self.adapter is not None:  # the log-likelihood of being better than without it (arXiv 2402.12004)
+            with torch.no_grad(), self.adapter.off():
+                base = family.loss(batch, conditioning)
+            loss = -logsigmoid(-c.dco_beta * (family.loss(batch, conditioning) - base))
+        else:
+            loss = family.loss(batch, conditioning)
+        return loss + c.reg_lambda * concept.distance_to_start() if c.reg_lambda else loss
+
+    def _optimizer_step(self, step: int) -> None:
+        """Step every optimizer. Skip the step if a gradient is not finite, unless a `SphereOptimizer` is the only one: it skips
+        bad rows itself."""
+        c = self.config
+        set_rates(self.optimizers, c.lr_scheduler, step / c.max_train_steps)
+        active, parameters = [], []
+        for optimizer in self.optimizers:
+            trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if trained:  # none before the adapter joins in
+                self._average(trained)
+                self.scaler.unscale_(optimizer)
+                active.append(optimizer)
+                parameters += trained
+        skips_rows = len(active) == 1 and isinstance(active[0], SphereOptimizer)
+        if skips_rows or torch.stack([p.grad.isfinite().all() for p in parameters]).all():
+            for optimizer in active:
+                self.scaler.step(optimizer)
+        elif not self.scaler.is_enabled():
+            self.skipped_steps += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _average(self, parameters: Sequence[Tensor]) -> None:
+        """Average the gradients over the processes."""
+        if self.processes.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = reduce(parameter.grad, "mean")
+
+
+def _overflowed(scaler: torch.amp.GradScaler) -> bool:
+    """Update the loss scale, and return whether the step was skipped for overflow; below a scale of 1 it was for NaN."""
+    before = scaler.get_scale()
+    scaler.update()
+    return 1 < before > scaler.get_scale()
