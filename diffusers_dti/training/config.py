@@ -187,6 +187,7 @@ class ResolvedConfig(DTIConfig):
     pooling: Pooling
     prefix_space: PrefixSpace
     initializer_context: bool
+    num_starts: int
     kappa: float
     reg_lambda: float
     learning_rate: float

@@ -31,6 +31,7 @@ def default_settings(method: str, preset: Preset | None, family: Family | type[F
         "timestep_sampling": "uniform",
         "pooling": "eos",
         "initializer_context": True,
+        "num_starts": 1,
         "prefix_space": "absorbed",
     }
     return {**general, **family.defaults, **METHODS[method].settings, **(PRESETS[preset] if preset else {})}

@@ -20,22 +20,23 @@ from .metadata import concept_metadata
 from .token_settings import Initializer
 
 
-def initializer_of(config: ResolvedConfig, placeholder: str) -> Initializer:
-    """Return what a concept starts from: its own entry of a mapping, the common one, or "object" or "style"."""
+def initializers_of(config: ResolvedConfig, placeholder: str) -> list[Initializer]:
+    """Return what a concept may start from: its own entry of a mapping, the common one, or "object" or "style"."""
     given = config.initializer_token
     if isinstance(given, Mapping):
         given = given.get(placeholder)
-    return given or config.learnable_property
+    several = [given or config.learnable_property] if given is None or isinstance(given, str | Concept) else list(given)
+    return several or [config.learnable_property]
 
 
 def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) -> DirectionalInversion:
-    """Return the concept at the start of training: the initializer's directions, at the scale that the method starts from.
+    """Return the concept at the start of training: the directions of its (first) initializer, at the scale of the method.
 
     Raises:
         ValueError: if an encoder does not know the initializer, or `num_vectors` is too small for it.
     """
     encoders = find_text_encoders(family.pipe)
-    initializer = initializer_of(config, placeholder)
+    initializer = initializers_of(config, placeholder)[0]
     if METHODS[config.method].contextual_start:
         with frozen(family.pipe):
             rows = contextual_rows(encoders, initializer, config.num_vectors)

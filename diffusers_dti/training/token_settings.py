@@ -1,7 +1,7 @@
 """Settings of what is trained, and where it starts."""
 # ruff: noqa: RUF009 (`setting` returns a dataclass field)
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -11,6 +11,7 @@ from .defaults import PrefixSpace, Preset
 from .settings import setting
 
 Initializer = str | DirectionalInversion
+Initializers = Initializer | Sequence[Initializer]
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,17 @@ class TokenSettings:
     """The token of a concept: its placeholder, its start, its method and its norm."""
 
     placeholder_token: str | None = setting(None, 'the new word for the concept in prompts, such as "<dog>"')
-    initializer_token: Initializer | Mapping[str, Initializer] | None = setting(
+    initializer_token: Initializers | Mapping[str, Initializers] | None = setting(
         None,
         'where training starts: a word or two for what the photos show, by default "object" or "style"; a concept to start '
-        "from instead; or a mapping from placeholder to any of these, to train several concepts",
+        "from instead; a list of these, of which the best is taken; or a mapping from placeholder to any of these, to train "
+        "several concepts",
+    )
+    num_starts: int | None = setting(
+        None,
+        "the number of starts that are tried for 25 steps each: the initializer as it is inside a prompt, and then alone, if "
+        "the encoder has two rows for it. The one with the lowest loss on fixed draws is taken",
+        at_least=1,
     )
     initializer_context: bool | None = setting(
         None, 'start from the word\'s row in a prompt, such as Gemma\'s "▁dog", instead of the row of "dog"; by default on'

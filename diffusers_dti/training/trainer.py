@@ -20,11 +20,12 @@ from .config import DTIConfig
 from .crops import check_resolution
 from .distributed import processes
 from .frozen import frozen, gradient_checkpointing
-from .initializer import initial_concept, initializer_of
+from .initializer import initializers_of
 from .loop import Loop
 from .metadata import concept_metadata
 from .photos import Captions, Images, Masks, photos_by_placeholder
 from .samples import prepare_samples
+from .starts import choose_start, possible_starts
 from .trainable import TrainableConcept
 
 Callback = Callable[["DTITrainer", int], object]
@@ -211,26 +212,27 @@ class DTITrainer:
 
     def metadata(self, placeholder: str) -> dict[str, Any]:
         """Return the metadata that the files of a concept will have."""
-        return concept_metadata(self.family, self.config, placeholder, initializer_of(self.config, placeholder))
+        return concept_metadata(self.family, self.config, placeholder, initializers_of(self.config, placeholder)[0])
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
         """Load the concepts, train them, and write their rows. If anything fails, unload them."""
         c, encoders = self.config, find_text_encoders(self.pipe)
-        initial = {word: initial_concept(self.family, c, word) for word in photos}
+        starts = {word: possible_starts(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
         loaded: list[str] = []
         try:
-            for word, concept in initial.items():
-                loading.inject(self.pipe, concept, c.pooling, reuse_existing=False)
+            for word, own in starts.items():
+                loading.inject(self.pipe, own[0], c.pooling, reuse_existing=False)
                 loaded.append(word)
             denoisers = self.family.present_denoisers().values()
             with frozen(self.pipe), gradient_checkpointing(denoisers, c.gradient_checkpointing):
                 concepts = []
-                for word, start in initial.items():
+                for word, own in starts.items():
                     samples = prepare_samples(self.family, c, encoders, word, photos[word])
+                    start = choose_start(self.family, c, own, samples)
                     concepts.append(TrainableConcept.start(start, samples, encoders, c.raw, c.train_magnitude))
                 if c.adapter is not None:
-                    component, name = component_of(self.family), "-".join(initial)
+                    component, name = component_of(self.family), "-".join(starts)
                     adapter = Adapter(self.pipe, component, c.adapter, c.adapter_rank, name, c.seed)
                 on_step = None if callback is None else lambda step: callback(self, step)
                 loop = Loop(self.family, c, concepts, adapter, on_step)

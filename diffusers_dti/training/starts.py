@@ -1,0 +1,115 @@
+"""Several starts: each is trained for a few steps on the same samples, and the one of the lowest held-out loss is taken.
+
+Training ends in the basin that it begins in, and the loss tells basins apart early.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging
+
+from ..concept.inversion import DirectionalInversion
+from ..families.base import Family
+from ..pipeline.text_encoders import find_text_encoders
+from . import checkpoint
+from .config import ResolvedConfig
+from .initializer import initial_concept, initializers_of
+from .samples import TrainingSamples
+from .step import Stepper
+from .trainable import TrainableConcept
+
+logger = logging.get_logger(__name__)
+
+TRIAL_STEPS = 25
+
+
+def possible_starts(family: Family, config: ResolvedConfig, placeholder: str) -> list[DirectionalInversion]:
+    """Return the concepts that training may start from, up to `config.num_starts`, without those that equal an earlier one.
+
+    These are the initializers as they are inside a prompt, and then each of them alone. A run that is resumed has the start
+    that it had.
+
+    Args:
+        family: the family, bound to the pipeline.
+        config: the settings.
+        placeholder: the concept's placeholder.
+
+    Raises:
+        ValueError: if an encoder does not know an initializer, or `num_vectors` is too small for it.
+    """
+    given = initializers_of(config, placeholder)
+    chosen = _start_of_checkpoint(config, placeholder)
+    starts: list[DirectionalInversion] = []
+    contexts = (True, False) if config.initializer_context else (False,)
+    for in_context in contexts:
+        for token in given:
+            own = replace(config, initializer_token=token, initializer_context=in_context)
+            start = initial_concept(family, own, placeholder)
+            if chosen is not None:
+                training = start.metadata["training"]
+                if all(training[key] == value for key, value in chosen.items()):
+                    return [start]
+            elif _is_new(start, starts):
+                starts.append(start)
+    if chosen is not None:  # another run's: what it started from is refused where the checkpoint is read
+        return [initial_concept(family, replace(config, initializer_token=given[0]), placeholder)]
+    return starts[: max(config.num_starts, len(given))]
+
+
+def _start_of_checkpoint(config: ResolvedConfig, placeholder: str) -> dict[str, object] | None:
+    """Return the settings of the start that the checkpoint to resume from had."""
+    if not config.resume_from_checkpoint or config.output_dir is None:
+        return None
+    folder = checkpoint.find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
+    if folder is None:
+        return None
+    settings = checkpoint.read_settings(folder)
+    return {key: settings.get(f"{placeholder} {key}") for key in ("initializer_token", "initializer_context")}
+
+
+def _is_new(start: DirectionalInversion, earlier: Sequence[DirectionalInversion]) -> bool:
+    """Return whether a start can be tried beside the earlier ones: it has other rows, and as many."""
+    for other in earlier:
+        if start.num_vectors != other.num_vectors:
+            return False
+        if all(torch.equal(rows, other.embeddings[component]) for component, rows in start.embeddings.items()):
+            return False
+    return True
+
+
+def choose_start(
+    family: Family, config: ResolvedConfig, starts: Sequence[DirectionalInversion], samples: TrainingSamples
+) -> DirectionalInversion:
+    """Train each start for a few steps, and return the one whose held-out loss is then the lowest.
+
+    Training begins anew with it, so that it is the same run as if only this start had been given.
+
+    Args:
+        family: the family, bound to the pipeline, with the concept loaded.
+        config: the settings.
+        starts: the starts, from `possible_starts`.
+        samples: the samples of the concept.
+    """
+    # Not in one batch: on a GPU that a batch keeps busy this would take as much time, and several times the memory.
+    if len(starts) == 1:
+        return starts[0]
+    encoders = find_text_encoders(family.pipe)
+    losses = []
+    for start in logging.tqdm(starts, desc="Trying starts", leave=False):
+        concept = TrainableConcept.start(start, samples, encoders, config.raw, config.train_magnitude)
+        stepper = Stepper(family, config, [concept], None)
+        with concept.swapped_in(encoders):
+            step = 0
+            while step < min(TRIAL_STEPS, config.max_train_steps):
+                step += stepper.take(step) is not None
+            losses.append(stepper.heldout_loss(concept).item())
+    described = []
+    for start, loss in zip(starts, losses):
+        training = start.metadata["training"]
+        where = "" if training["initializer_context"] else " alone"
+        described.append(f"{training['initializer_token']}{where} {loss:.4f}")
+    best = min(range(len(starts)), key=losses.__getitem__)
+    logger.info(f"Held-out losses after {TRIAL_STEPS} steps: {', '.join(described)}. Starting from number {best + 1}.")
+    return starts[best]
