@@ -18,6 +18,7 @@ from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
 from .adapter import Adapter
 from .config import ResolvedConfig
+from .context import ContextLoss
 from .distributed import processes
 from .log import TrainingLog
 from .optim import RiemannianSGD
@@ -60,6 +61,9 @@ class Loop:
         self.pipe, self.family, self.config, self.callback = family.pipe, family, config, callback
         self.concepts, self.adapter = concepts, adapter
         self.words = [concept.placeholder_token for concept in concepts]
+        self.context_losses = {}
+        if config.context_lambda:
+            self.context_losses = {c.placeholder_token: ContextLoss(family, config, c) for c in concepts}
         self.optimizers = make_optimizers(config, concepts, adapter)
         # float16 needs its losses scaled up. They are scaled back before the optimizer weighs them against the prior.
         modules = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
@@ -165,7 +169,11 @@ class Loop:
             loss = -logsigmoid(-c.dco_beta * (family.loss(batch, conditioning) - base))
         else:
             loss = family.loss(batch, conditioning)
-        return loss + c.reg_lambda * concept.distance_to_start() if c.reg_lambda else loss
+        if c.reg_lambda:
+            loss = loss + c.reg_lambda * concept.distance_to_start()
+        if c.context_lambda:
+            loss = loss + c.context_lambda * self.context_losses[concept.placeholder_token](first, c.train_batch_size)
+        return loss
 
     def _optimizer_step(self) -> None:
         """Step every optimizer. Skip the step if a gradient is not finite, unless `RiemannianSGD` is the only optimizer: it
