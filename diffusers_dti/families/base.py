@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from ..pipeline.protocols import Pipeline
 
 Conditioning = dict[str, Tensor]
-"""What a denoiser gets to know about the prompts: the text encoders' states, masks and pooled states, by name."""
+"""What a denoiser gets to know about the prompts: the text encoders' states, masks and pooled states, by name.
+
+"context" is the states of the tokens, (n, tokens, d). Several encoders' states are side by side, in the encoders' order.
+"""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class Family(ABC):
         Returns:
             Two tensors, (1, c, h, w) or (1, c, 1, h, w) float32.
         """
+
+    def clean_prompt(self, prompt: str) -> str:
+        """Return a prompt as the pipeline gives it to its tokenizers; by default unchanged."""
+        return prompt
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:

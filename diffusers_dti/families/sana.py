@@ -53,11 +53,13 @@ class Sana(FlowFamily):
         latents = self.pipe.vae.encode(pixels).latent * self.pipe.vae.config.scaling_factor
         return latents, torch.zeros_like(latents)
 
+    def clean_prompt(self, prompt: str) -> str:
+        return prompt.lower().strip()
+
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return Gemma's last states, (n, longest, 2304), and a mask of the real ones. No instruction precedes the prompts."""
-        pipe = self.pipe
-        lowered = [p.lower().strip() for p in prompts]  # as the pipeline does
-        inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, lowered, self.text_length, zero_pads)
+        pipe, cleaned = self.pipe, [self.clean_prompt(p) for p in prompts]
+        inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, cleaned, self.text_length, zero_pads)
         states = pipe.text_encoder(**inputs, use_cache=False).last_hidden_state
         return {"context": states, "mask": inputs["attention_mask"]}
 

@@ -69,11 +69,14 @@ class Wan(FlowFamily):
         std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
         return (mode - mean) / std, torch.zeros_like(mode)
 
-    def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
-        """Return UMT5's last states, (n, 512, 4096): zeros follow the real ones, and the transformer does not mask them."""
+    def clean_prompt(self, prompt: str) -> str:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-        cleaned = [prompt_clean(p) for p in prompts]
+        return prompt_clean(prompt)
+
+    def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
+        """Return UMT5's last states, (n, 512, 4096): zeros follow the real ones, and the transformer does not mask them."""
+        cleaned = [self.clean_prompt(p) for p in prompts]
         inputs = encoder_inputs(self.pipe.tokenizer, self.pipe.text_encoder, cleaned, self.text_length, zero_pads)
         states = self.pipe.text_encoder(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
         return {"context": pad(states, (0, 0, 0, self.text_length - states.shape[1]))}

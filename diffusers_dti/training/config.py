@@ -120,9 +120,9 @@ class DTIConfig(OptimizationSettings, TokenSettings):
             raise ValueError(f"beta must be less than 1, got {self.beta}.")
         if (self.checkpointing_steps or self.resume_from_checkpoint) and self.output_dir is None:
             raise ValueError("Checkpoints need an `output_dir` to be written to.")
-        for template in self.templates or ():
+        for template in (*(self.templates or ()), *(self.context_prompts or ())):
             if "{}" not in template:
-                raise ValueError('Every template needs a "{}" where the placeholder goes.')
+                raise ValueError('Every template and context prompt needs a "{}" where the placeholder goes.')
         self._check_method()
 
     def _check_method(self) -> None:
@@ -190,6 +190,7 @@ class ResolvedConfig(DTIConfig):
     num_starts: int
     kappa: float
     reg_lambda: float
+    context_lambda: float
     learning_rate: float
     max_train_steps: int
     train_batch_size: int

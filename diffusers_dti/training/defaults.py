@@ -25,6 +25,7 @@ def default_settings(method: str, preset: Preset | None, family: Family | type[F
     general = {
         "learning_rate": 0.01,
         "reg_lambda": 0.0,
+        "context_lambda": 0.0,
         "dco_beta": 0.0,
         "optimizer": "adamw" if METHODS[method].raw else "rsgd",
         "lr_scheduler": "constant",

@@ -1,6 +1,7 @@
 """Settings of how the token is optimized."""
 # ruff: noqa: RUF009 (`setting` returns a dataclass field)
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -26,6 +27,16 @@ class OptimizationSettings:
         None,
         'the weight of the squared distance between the rows and their start, averaged over entries (1e-5 for "crossinit")',
         at_least=0,
+    )
+    context_lambda: float | None = setting(
+        None,
+        "the weight of CoRe's context loss (arXiv 2408.15914), which keeps the text encoder's states at the words around the "
+        "placeholder near those around the initializer; by default 0, which is off (its authors use 1.5e-4 with classic "
+        "Textual Inversion)",
+        at_least=0,
+    )
+    context_prompts: Sequence[str] | None = setting(
+        None, 'the prompts of the context loss, with "{}" for the placeholder, instead of the built-in ones'
     )
     learning_rate: float | None = setting(
         None, 'the step length on the sphere, before `scale_lr` (0.01; 0.005 for "ti" and "crossinit")', at_least=0

@@ -198,7 +198,7 @@ def prepare_samples(
     """
     templates = config.templates or (STYLE_TEMPLATES if config.learnable_property == "style" else OBJECT_TEMPLATES)
     captions = [photo.caption for photo in photos]
-    prompts = [*templates, *(caption for caption in captions if caption)]
+    prompts = [*templates, *(config.context_prompts or ()), *(caption for caption in captions if caption)]
     margin = MAX_ZEROS if config.zero_pad else 0
     for encoder in encoders.values():
         length = min(family.text_length, encoder.tokenizer.model_max_length) - margin

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from ..families.base import Family
 from .adapter import Adapter
 from .config import ResolvedConfig
+from .context import ContextLoss
 from .distributed import processes
 from .heldout import heldout_loss
 from .optim import SphereOptimizer
@@ -25,7 +26,7 @@ class Stepper:
     Args:
         family: the family, bound to the pipeline.
         config: the settings.
-        concepts: the concepts to train, whose rows are swapped in while this is used.
+        concepts: the concepts to train. Their rows are swapped in while steps are taken, and not yet before.
         adapter: the adapter to train with them.
 
     Attributes:
@@ -36,6 +37,9 @@ class Stepper:
     def __init__(self, family: Family, config: ResolvedConfig, concepts: Sequence[TrainableConcept], adapter: Adapter | None):
         self.pipe, self.family, self.config = family.pipe, family, config
         self.concepts, self.adapter = concepts, adapter
+        self.context_losses: dict[str, ContextLoss] = {}
+        if config.context_lambda:
+            self.context_losses = {c.placeholder_token: ContextLoss(family, config, c) for c in concepts}
         self.optimizers = make_optimizers(config, concepts, adapter)
         # float16 needs its losses scaled up. They are scaled back before the optimizer weighs them against the prior.
         modules = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
@@ -93,7 +97,11 @@ class Stepper:
             loss = -logsigmoid(-c.dco_beta * (family.loss(batch, conditioning) - base))
         else:
             loss = family.loss(batch, conditioning)
-        return loss + c.reg_lambda * concept.distance_to_start() if c.reg_lambda else loss
+        if c.reg_lambda:
+            loss = loss + c.reg_lambda * concept.distance_to_start()
+        if c.context_lambda:
+            loss = loss + c.context_lambda * self.context_losses[concept.placeholder_token](first, c.train_batch_size)
+        return loss
 
     def _optimizer_step(self, step: int) -> None:
         """Step every optimizer. Skip the step if a gradient is not finite, unless a `SphereOptimizer` is the only one: it skips

@@ -28,6 +28,7 @@ def test_methods_are_settings():
     """The authors' launchers."""
     for settings, expected in (
         ({}, {"optimizer": "rsgd", "adapter": None, "dco_beta": 0, "reg_lambda": 0, "max_train_steps": 400}),
+        ({}, {"context_lambda": 0, "context_prompts": None}),
         ({"method": "ti"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 0, "max_train_steps": 400}),
         ({"method": "crossinit"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 1e-5}),
         ({"method": "dco"}, {"adapter": "lora", "adapter_rank": 4, "dco_beta": 1000, "max_train_steps": 250}),
@@ -63,6 +64,9 @@ def test_the_effective_rate_is_the_authors():
         ({"resolution": -1}, "resolution must be at least 1"),
         ({"checkpointing_steps": 10}, "output_dir"),
         ({"templates": ["a photo"]}, "Every template"),
+        ({"context_prompts": ["a {}", "a photo"]}, "Every .* context prompt needs"),
+        ({"context_lambda": -1e-4}, "context_lambda must be at least 0, got -0.0001"),
+        ({"context_lambda": float("nan")}, "context_lambda must be at least 0"),
         ({"optimizer": "sgd"}, "optimizer must be one of None, rsgd, radam, adamw"),
         ({"adapter": "loha"}, "adapter must be one of None, lora, oft"),
         ({"method": "ti", "optimizer": "rsgd"}, "trains raw rows"),

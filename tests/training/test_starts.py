@@ -57,7 +57,7 @@ def test_all_that_are_given_are_tried(sana):
 
 
 def test_the_start_of_the_lowest_loss_is_taken_and_trained_anew(sana, photos, losses):
-    found, planted = losses
+    _, planted = losses
     settings = SETTINGS | {"initializer_token": ["dog", "cat"], "num_starts": 3}
     for best, (word, in_context) in enumerate([("dog", True), ("cat", True), ("dog", False)]):
         planted[:] = [float(i != best) for i in range(3)]
@@ -85,7 +85,12 @@ def test_what_is_compared_is_the_held_out_loss_after_the_trial(sana, photos, los
 
 def test_a_resumed_run_has_the_start_that_it_had_and_tries_nothing(sana, photos, losses, tmp_path):
     found, planted = losses
-    settings = SETTINGS | {"initializer_token": ["dog", "cat"], "num_starts": 3, "output_dir": tmp_path, "checkpointing_steps": 3}
+    settings = SETTINGS | {
+        "initializer_token": ["dog", "cat"],
+        "num_starts": 3,
+        "output_dir": tmp_path,
+        "checkpointing_steps": 3,
+    }
     planted[:] = [2.0, 1.0, 0.0]
     whole = DTITrainer(sana, **settings).fit(photos)
     sana.unload_directional_inversion()
