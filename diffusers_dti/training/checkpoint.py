@@ -122,6 +122,13 @@ def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
     raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint was written with."""
+    with safe_open(folder / STATE, framework="pt") as f:
+        settings: dict[str, Any] = json.loads(f.metadata()["settings"])
+    return settings
+
+
 def load(
     folder: Path,
     concepts: Sequence[TrainableConcept],

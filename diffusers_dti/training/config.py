@@ -1,7 +1,7 @@
 """`DTIConfig`: the settings of a training run, with the names that diffusers' scripts use."""
 # ruff: noqa: RUF009 (`setting` returns a dataclass field)
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
@@ -14,7 +14,7 @@ from .defaults import AdapterKind, DirectionOptimizer, LearnableProperty, MixedP
 from .distributed import processes
 from .optimization_settings import OptimizationSettings
 from .settings import check_settings, document_settings, setting
-from .token_settings import TokenSettings
+from .token_settings import AUTO, TokenSettings
 
 SCALE_RULES = (*get_args(ScaleRule), "initializer")
 
@@ -114,6 +114,9 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         for template in self.templates or ():
             if "{}" not in template:
                 raise ValueError('Every template needs a "{}" where the placeholder goes.')
+        given = self.initializer_token
+        if self.learnable_property == "style" and AUTO in (given.values() if isinstance(given, Mapping) else (given,)):
+            raise ValueError('initializer_token="auto" looks for a noun, and a style has none: give a word, or leave it out.')
         self._check_method()
 
     def _check_method(self) -> None:

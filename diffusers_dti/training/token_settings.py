@@ -11,6 +11,7 @@ from .defaults import PrefixSpace, Preset
 from .settings import setting
 
 Initializer = str | DirectionalInversion
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class TokenSettings:
     placeholder_token: str | None = setting(None, 'the new word for the concept in prompts, such as "<dog>"')
     initializer_token: Initializer | Mapping[str, Initializer] | None = setting(
         None,
-        'where training starts: a word or two for what the photos show, by default "object" or "style"; a concept to start '
-        "from instead; or a mapping from placeholder to any of these, to train several concepts",
+        'where training starts: a word or two for what the photos show, by default "object" or "style"; "auto" for the '
+        "noun of the model's vocabulary that predicts the photos best (the word auto itself cannot be given); a concept to "
+        "start from instead; or a mapping from placeholder to any of these, to train several concepts",
     )
     initializer_context: bool | None = setting(
         None, 'start from the word\'s row in a prompt, such as Gemma\'s "▁dog", instead of the row of "dog"; by default on'

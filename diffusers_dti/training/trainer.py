@@ -24,6 +24,7 @@ from .initializer import initial_concept, initializer_of
 from .loop import Loop
 from .metadata import concept_metadata
 from .photos import Captions, Images, Masks, photos_by_placeholder
+from .propose import choose_initializers
 from .samples import prepare_samples
 from .trainable import TrainableConcept
 
@@ -215,7 +216,8 @@ class DTITrainer:
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
         """Load the concepts, train them, and write their rows. If anything fails, unload them."""
-        c, encoders = self.config, find_text_encoders(self.pipe)
+        self.config = c = choose_initializers(self.family, self.config, photos)
+        encoders = find_text_encoders(self.pipe)
         initial = {word: initial_concept(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
         loaded: list[str] = []
