@@ -12,6 +12,7 @@ from ..data.subjects import Subject, read_subjects, subject_names
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
+from ..training.token_settings import AUTO
 from . import arguments
 from .open_pipeline import open_pipeline
 from .settings import add_settings, given_settings
@@ -124,6 +125,8 @@ def is_complete(trainer: DTITrainer) -> bool:
     now = {"base_model": metadata["base_model"]} | metadata["training"]
     before = {"base_model": concept.metadata.get("base_model")} | concept.metadata.get("training", {})
     differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if config.initializer_token == AUTO or config.num_starts > 1:  # the run has chosen its start
+        differing = [key for key in differing if key not in ("initializer_token", "initializer_context")]
     made_longer = differing == ["max_train_steps"] and now["max_train_steps"] > before["max_train_steps"]
     if made_longer and config.resume_from_checkpoint:
         return False

@@ -138,11 +138,19 @@ class Family(ABC):
 
     def loss(self, batch: Batch, conditioning: Conditioning) -> Tensor:
         """Return the mean squared error of the prediction, a scalar in float32. Masks of photos weight it."""
+        return self._squared_errors(batch, conditioning).mean()
+
+    def sample_losses(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """Return the loss of each sample by itself, (n,) float32."""
+        return self._squared_errors(batch, conditioning).flatten(1).mean(1)
+
+    def _squared_errors(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """Return the weighted squared error of each entry, in the shape of the latents, float32."""
         squared = (self.predict(batch, conditioning).float() - self.target(batch).float()).square()
         if batch.weights is None:
-            return squared.mean()
+            return squared
         n, height, width = len(squared), *squared.shape[-2:]  # latents may have frames
-        return (batch.weights.view(n, *[1] * (squared.ndim - 3), height, width) * squared).mean()
+        return batch.weights.view(n, *[1] * (squared.ndim - 3), height, width) * squared
 
     @abstractmethod
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:

@@ -123,7 +123,7 @@ def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings that a checkpoint was written with."""
+    """Return the settings that a checkpoint was written with."""
     with safe_open(folder / STATE, framework="pt") as f:
         settings: dict[str, Any] = json.loads(f.metadata()["settings"])
     return settings

@@ -1,12 +1,13 @@
 """`DTIConfig`: the settings of a training run, with the names that diffusers' scripts use."""
 # ruff: noqa: RUF009 (`setting` returns a dataclass field)
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
 from .. import families
+from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
 from ..pipeline.text_encoders import Pooling, ScaleRule
@@ -23,7 +24,7 @@ from .defaults import (
 from .distributed import processes
 from .optimization_settings import OptimizationSettings
 from .settings import check_settings, document_settings, setting
-from .token_settings import TokenSettings
+from .token_settings import AUTO, Initializer, TokenSettings
 
 SCALE_RULES = (*get_args(ScaleRule), "initializer")
 
@@ -123,6 +124,10 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         for template in (*(self.templates or ()), *(self.context_prompts or ())):
             if "{}" not in template:
                 raise ValueError('Every template and context prompt needs a "{}" where the placeholder goes.')
+        given = self.initializer_token
+        every = given.values() if isinstance(given, Mapping) else (given,)
+        if self.learnable_property == "style" and AUTO in every:
+            raise ValueError('initializer_token="auto" looks for a noun, and a style has none: give a word, or leave it out.')
         self._check_method()
 
     def _check_method(self) -> None:
@@ -197,6 +202,15 @@ class ResolvedConfig(DTIConfig):
     gradient_accumulation_steps: int
     dco_beta: float
     resolution: int
+
+    def initializers_for(self, placeholder: str) -> list[Initializer]:
+        """Return what a concept may start from: its own entry of a mapping, the common one, or "object" or "style"."""
+        given = self.initializer_token
+        if isinstance(given, Mapping):
+            given = given.get(placeholder)
+        if given is None or isinstance(given, str | DirectionalInversion):
+            return [given or self.learnable_property]
+        return list(given) or [self.learnable_property]
 
     @property
     def rate_factor(self) -> int:

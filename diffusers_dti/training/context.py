@@ -15,7 +15,6 @@ from ..families.base import Family
 from ..pipeline.text_encoders import find_text_encoders
 from ..pipeline.word_rows import word_rows
 from .config import ResolvedConfig
-from .initializer import initializers_of
 from .seeds import seeded_generator
 from .trainable import TrainableConcept, TrainableRows
 
@@ -78,7 +77,7 @@ class ContextLoss:
         # The class noun is the initializer's rows at the placeholder's tokens, so that the other tokens keep their places for
         # any number of vectors. It is not the concept's start, which has another norm, or in CrossInit another direction.
         count = concept.initial.num_vectors
-        rows = word_rows(self.encoders, initializers_of(config, word)[0], count, config.initializer_context)
+        rows = word_rows(self.encoders, config.initializers_for(word)[0], count, config.initializer_context)
         with torch.no_grad(), ExitStack() as stack:
             for component, encoder in self.encoders.items():
                 noun = TrainableRows(encoder.token_ids(word), rows[component], torch.ones(count))

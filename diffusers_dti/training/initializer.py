@@ -17,16 +17,6 @@ from ..pipeline.word_rows import repeat_rows, token_ids_of, word_rows
 from .config import ResolvedConfig
 from .frozen import frozen
 from .metadata import concept_metadata
-from .token_settings import Initializer
-
-
-def initializers_of(config: ResolvedConfig, placeholder: str) -> list[Initializer]:
-    """Return what a concept may start from: its own entry of a mapping, the common one, or "object" or "style"."""
-    given = config.initializer_token
-    if isinstance(given, Mapping):
-        given = given.get(placeholder)
-    several = [given or config.learnable_property] if given is None or isinstance(given, str | Concept) else list(given)
-    return several or [config.learnable_property]
 
 
 def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) -> DirectionalInversion:
@@ -36,13 +26,13 @@ def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) ->
         ValueError: if an encoder does not know the initializer, or `num_vectors` is too small for it.
     """
     encoders = find_text_encoders(family.pipe)
-    initializer = initializers_of(config, placeholder)[0]
+    initializer = config.initializers_for(placeholder)[0]
     if METHODS[config.method].contextual_start:
         with frozen(family.pipe):
             rows = contextual_rows(encoders, initializer, config.num_vectors)
     else:
         rows = word_rows(encoders, initializer, config.num_vectors, config.initializer_context)
-    metadata = concept_metadata(family, config, placeholder, initializer)
+    metadata = concept_metadata(family, config, placeholder)
     initial = DirectionalInversion.from_embeddings(placeholder, rows, metadata)
     if config.raw or config.token_scale == "initializer":
         return initial

@@ -44,7 +44,8 @@ def _single_placeholder(config: ResolvedConfig) -> str:
     if missing:
         logger.warning(
             f"No {' or '.join(missing)} given. Prompts call the concept by its placeholder, so choose one of your own. An "
-            'initializer, a word such as "dog" for what the photos show, lets training start close to its goal.'
+            'initializer, a word such as "dog" for what the photos show, lets training start close to its goal; '
+            '"auto" finds one.'
         )
     return config.placeholder_token or "<concept>"
 

@@ -15,7 +15,7 @@ from ..families.base import Family
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint
 from .config import ResolvedConfig
-from .initializer import initial_concept, initializers_of
+from .initializer import initial_concept
 from .samples import TrainingSamples
 from .step import Stepper
 from .trainable import TrainableConcept
@@ -39,7 +39,7 @@ def possible_starts(family: Family, config: ResolvedConfig, placeholder: str) ->
     Raises:
         ValueError: if an encoder does not know an initializer, or `num_vectors` is too small for it.
     """
-    given = initializers_of(config, placeholder)
+    given = config.initializers_for(placeholder)
     chosen = _start_of_checkpoint(config, placeholder)
     starts: list[DirectionalInversion] = []
     contexts = (True, False) if config.initializer_context else (False,)

@@ -12,6 +12,7 @@ from .settings import setting
 
 Initializer = str | DirectionalInversion
 Initializers = Initializer | Sequence[Initializer]
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class TokenSettings:
     placeholder_token: str | None = setting(None, 'the new word for the concept in prompts, such as "<dog>"')
     initializer_token: Initializers | Mapping[str, Initializers] | None = setting(
         None,
-        'where training starts: a word or two for what the photos show, by default "object" or "style"; a concept to start '
-        "from instead; a list of these, of which the best is taken; or a mapping from placeholder to any of these, to train "
-        "several concepts",
+        'where training starts: a word or two for what the photos show, by default "object" or "style"; "auto" for the '
+        "noun of the model's vocabulary that predicts the photos best (the word auto itself cannot be given); a concept to "
+        "start from instead; a list of words and concepts, of which the best is taken; or a mapping from placeholder to any of "
+        "these, to train several concepts",
     )
     num_starts: int | None = setting(
         None,
         "the number of starts that are tried for 25 steps each: the initializer as it is inside a prompt, and then alone, if "
-        "the encoder has two rows for it. The one with the lowest loss on fixed draws is taken",
+        'the encoder has two rows for it; with "auto", the best words. The start with the lowest loss on fixed draws is taken',
         at_least=1,
     )
     initializer_context: bool | None = setting(

@@ -20,10 +20,10 @@ from .config import DTIConfig
 from .crops import check_resolution
 from .distributed import processes
 from .frozen import frozen, gradient_checkpointing
-from .initializer import initializers_of
 from .loop import Loop
 from .metadata import concept_metadata
 from .photos import Captions, Images, Masks, photos_by_placeholder
+from .propose import choose_initializers
 from .samples import prepare_samples
 from .starts import choose_start, possible_starts
 from .trainable import TrainableConcept
@@ -70,7 +70,7 @@ class DTITrainer:
     def __init__(self, pipe: Pipeline, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = find_family(pipe)
-        self.config = replace(config or DTIConfig(), **overrides).resolve(self.family)
+        self.config = self._given_config = replace(config or DTIConfig(), **overrides).resolve(self.family)
         if self.config.adapter is not None:
             check_adapter(self.family)
         if self.config.validation_prompt:
@@ -212,11 +212,12 @@ class DTITrainer:
 
     def metadata(self, placeholder: str) -> dict[str, Any]:
         """Return the metadata that the files of a concept will have."""
-        return concept_metadata(self.family, self.config, placeholder, initializers_of(self.config, placeholder)[0])
+        return concept_metadata(self.family, self.config, placeholder)
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
         """Load the concepts, train them, and write their rows. If anything fails, unload them."""
-        c, encoders = self.config, find_text_encoders(self.pipe)
+        self.config = c = choose_initializers(self.family, self._given_config, photos)
+        encoders = find_text_encoders(self.pipe)
         starts = {word: possible_starts(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
         loaded: list[str] = []

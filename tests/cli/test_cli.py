@@ -22,6 +22,7 @@ from diffusers_dti.cli import COMMANDS, main, train
 from diffusers_dti.cli.arguments import scale
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
+from diffusers_dti.training import propose
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
@@ -163,6 +164,24 @@ def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
     assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
     assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_word_is_chosen_once(model, subjects, tmp_path, capsys, monkeypatch):
+    """A second command finds the concept complete, and a longer run resumes it, both with the first one's word."""
+    monkeypatch.setattr(propose, "candidate_words", lambda encoders: ["cat", "toy"])
+    own = ["--placeholder_token", "<rex>", "--initializer_token", "auto", "--output_dir", tmp_path / "out"]
+    resuming = ["--checkpointing_steps", "2", "--resume_from_checkpoint", "latest"]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own, *resuming]
+    assert dti(*command) == 0
+    word = DirectionalInversion.from_pretrained(tmp_path / "out").metadata["initializer"]
+    assert word in ("cat", "toy")
+    monkeypatch.delattr(propose, "propose_initializers")
+    assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
+    assert dti(*command, "--kappa", 0.5) == 1
+    assert "with other settings (kappa): choose another" in capsys.readouterr().err
+    assert dti(*command, "--max_train_steps", "5") == 0
+    longer = DirectionalInversion.from_pretrained(tmp_path / "out").metadata
+    assert longer["initializer"] == word and longer["training"]["max_train_steps"] == 5
 
 
 def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
