@@ -71,8 +71,7 @@ def _crop_photo(
 ) -> list[Crop]:
     """Return the crops of one photo that show some of the subject."""
     image = photo.image
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, int(side * scale)) for side in image.size)
+    width, height = (side * resolution // min(image.size) for side in image.size)
     pixels = _to_tensor(image, (width, height), mirrored) * 2 - 1
     mask = None if photo.mask is None else _to_tensor(photo.mask, (width, height), mirrored)
     crops = []

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from diffusers_dti.data.images import Photo
+from diffusers_dti.training import crops as crops_module
 from diffusers_dti.training import samples as samples_module
 from diffusers_dti.training.crops import Crop, make_crops
 from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples
@@ -135,6 +136,18 @@ def test_crops_depend_on_the_seed_and_the_photos_number():
     assert len(corners) == 4 == len({tuple(c) for c in corners.values()})
     again = [crop.corner for crop in make_crops([photo, photo], 16, 8, 1) if crop.photo == 1]
     assert again == corners[1, 1]
+
+
+@pytest.mark.parametrize("size", [(412, 721), (721, 412), (64, 96), (3000, 4000), (512, 512)])
+def test_photos_are_resized_as_torchvision_does(size, monkeypatch):
+    """To int(resolution · long / short); 512 / 412 rounded first would lose a pixel of 896."""
+    sizes = []
+    original = crops_module._to_tensor
+    monkeypatch.setattr(
+        crops_module, "_to_tensor", lambda image, size, mirrored: sizes.append(size) or original(image, size, mirrored)
+    )
+    make_crops([Photo(Image.new("RGB", size))], 512, 1, 0)
+    assert sizes == [tuple(512 if side == min(size) else int(512 * max(size) / min(size)) for side in size)]
 
 
 def test_mirrored_crops():
