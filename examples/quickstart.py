@@ -1,4 +1,4 @@
-"""Learn a placeholder for a subject from five photos, and use it in eight prompts: `python examples/quickstart.py`.
+"""Learn a placeholder for a subject from five photos, and use it in ten prompts: `python examples/quickstart.py`.
 
 Everything is small: a Stable Diffusion XL pipeline of 4 M parameters, pretrained on rendered scenes (examples/worlds).
 Pretraining never showed or named the subject. The prompts ask for places and backgrounds, and some change the subject itself.

@@ -121,11 +121,13 @@ def is_complete(trainer: DTITrainer) -> bool:
     if not any(folder.glob("learned_embeds*.safetensors")):
         return False
     concept = DirectionalInversion.from_pretrained(folder)
-    metadata = trainer.metadata(config.placeholder_token or "<concept>")
+    placeholder = config.placeholder_token or "<concept>"
+    metadata = trainer.metadata(placeholder)
     now = {"base_model": metadata["base_model"]} | metadata["training"]
     before = {"base_model": concept.metadata.get("base_model")} | concept.metadata.get("training", {})
     differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if config.initializer_token == AUTO or config.num_starts > 1:  # the run has chosen its start
+    several = len(config.initializers_for(placeholder)) > 1 or config.num_starts > 1
+    if several or config.initializers_for(placeholder) == [AUTO]:  # the run has chosen its start
         differing = [key for key in differing if key not in ("initializer_token", "initializer_context")]
     made_longer = differing == ["max_train_steps"] and now["max_train_steps"] > before["max_train_steps"]
     if made_longer and config.resume_from_checkpoint:

@@ -125,8 +125,8 @@ class DTIConfig(OptimizationSettings, TokenSettings):
             if "{}" not in template:
                 raise ValueError('Every template and context prompt needs a "{}" where the placeholder goes.')
         given = self.initializer_token
-        every = given.values() if isinstance(given, Mapping) else (given,)
-        if self.learnable_property == "style" and AUTO in every:
+        every = list(given.values()) if isinstance(given, Mapping) else [given]
+        if self.learnable_property == "style" and (AUTO in every or [AUTO] in every):
             raise ValueError('initializer_token="auto" looks for a noun, and a style has none: give a word, or leave it out.')
         self._check_method()
 

@@ -8,7 +8,7 @@ import functools
 import random
 from dataclasses import replace
 
-from scenes import FILLS, SEEN_BUNDLES, SUBJECT_ATTRIBUTES, TRIMS, Bundle, Scene
+from scenes import FILLS, RELATIONS, SEEN_BUNDLES, SUBJECT_ATTRIBUTES, TRIMS, Bundle, Scene
 
 from diffusers_dti.training.samples import OBJECT_TEMPLATES
 
@@ -75,9 +75,30 @@ def random_caption(scene: Scene, rng: random.Random, keep: float = 1.0) -> tuple
     """Return a caption that names each attribute with probability `keep`, and the attributes that it names."""
     named = {k: v for k, v in scene.attributes().items() if rng.random() < keep}
     phrase = _random_noun_phrase(scene, named, rng)
-    subject = rng.choice(("a {}", rng.choice(OBJECT_TEMPLATES))).format(phrase)
     place = [named["place"]] if "place" in named else []
+    if scene.has_second:  # always mentioned: where a caption names one object, there is one
+        other = " ".join(filter(None, ("tiny", named.get("second_fill"), named.get("second_shape", "object"))))
+        relation, inverse, _ = RELATIONS[scene.place] if place else ("beside", "beside", "")
+        pairs = (f"{phrase} {relation} a {other}", f"{other} {inverse} a {phrase}")
+        phrase, place = rng.choice(pairs), []
+    subject = rng.choice(("a {}", rng.choice(OBJECT_TEMPLATES))).format(phrase)
     background = " ".join(named[k] for k in ("pattern", "background") if k in named)
     where = [f"on a {background} background"] if background else []
     parts = [*where, *place, subject] if rng.random() < 0.3 else [subject, *place, *where]
     return " ".join(parts), named
+
+
+def with_quotes(caption: str, rng: random.Random, quoted: str) -> str:
+    """Put some words of some captions into quotation marks.
+
+    So an encoder that has one row for a word after a space and another one for the word without it gets to know both, and
+    the space alone.
+
+    Args:
+        caption: the caption.
+        rng: where the choices come from.
+        quoted: a word in quotation marks, as the world writes it, with "{}" for the word.
+    """
+    if rng.random() < 0.75:
+        return caption
+    return " ".join(quoted.format(word) if rng.random() < 0.25 else word for word in caption.split())

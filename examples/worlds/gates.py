@@ -1,11 +1,12 @@
 """Check that methods can be compared fairly in a world: `python gates.py` prints every number.
 
-There are four gates:
+There are five gates:
 
 1. The verifier reads rendered scenes.
 2. The verifier reads the VAE's reconstructions.
 3. The world follows prompts for subjects that it has never seen.
 4. A placeholder can learn such a subject. `study.py dev` measures this one, because it trains.
+5. Pretraining met every row that a prompt can reach.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import diffusers
 import scenes
 import torch
 import verifier
+from coverage import coverage
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from packaging.version import Version
 
@@ -34,6 +36,7 @@ class World:
         steps: inference steps.
         guidance: guidance scale.
         jointly: the least share of images in which shape, fill and background are all right.
+        quoted: a word in quotation marks, as its captions write some of them, so that its text encoder knows every row.
         call: further arguments of the pipeline's call.
     """
 
@@ -42,6 +45,7 @@ class World:
     steps: int
     guidance: float
     jointly: float
+    quoted: str = "{}"
     call: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,10 +53,10 @@ WORLDS = {
     "sdxl": World("StableDiffusionXLPipeline", 32, 12, 3.0, 0.90),
     "sana": World(
         # Binning knows only the real model's sizes, and this world does not know the instruction's words.
-        "SanaPipeline", 32, 12, 3.0, 0.85,
+        "SanaPipeline", 32, 12, 3.0, 0.85, '"{}"',
         {"height": 32, "width": 32, "use_resolution_binning": False, "complex_human_instruction": None},
     ),
-    "wan": World("WanPipeline", 64, 12, 3.0, 0.85, {"height": 64, "width": 64, "num_frames": 1}),
+    "wan": World("WanPipeline", 64, 12, 3.0, 0.85, '" {} "', {"height": 64, "width": 64, "num_frames": 1}),
 }  # fmt: skip
 
 
@@ -117,9 +121,9 @@ def accuracy(images: torch.Tensor, truths: list[dict[str, str]]) -> dict[str, fl
     """Return the share of images in which the verifier reads each attribute right, and shape, fill and background jointly."""
     found = verifier.read(images)
     shares = {}
-    for attribute in truths[0]:
-        right = [read[attribute] == truth[attribute] for read, truth in zip(found, truths)]
-        shares[attribute] = sum(right) / len(truths)
+    for attribute in dict.fromkeys(k for truth in truths for k in truth):
+        right = [read[attribute] == truth[attribute] for read, truth in zip(found, truths) if attribute in truth]
+        shares[attribute] = sum(right) / len(right)
     jointly = ("shape", "fill", "background")
     right = [all(read[k] == truth[k] for k in jointly) for read, truth in zip(found, truths)]
     shares["shape, fill, background"] = sum(right) / len(truths)
@@ -165,7 +169,11 @@ def main() -> None:
     print(f"shape, fill and background each >= .95, jointly >= {world.jointly}.")
     for gate, shares in measure(pipe, args.prompts).items():
         print(f"{gate}: " + "  ".join(f"{k} {v:.3f}" for k, v in shares.items()))
-    for name, (_, encoder) in encoders_of(pipe).items():
+    for name, (tokenizer, encoder) in encoders_of(pipe).items():
+        counts = coverage(tokenizer, world.quoted)
+        rarest = min(counts, key=lambda token: counts[token])
+        print(f"Gate 5, {name}: captions of pretraining meet all of {len(counts)} reachable rows.")
+        print(f"rows met: {sum(map(bool, counts.values()))}, the rarest one, {rarest!r}, {counts[rarest]} times")
         norms = encoder.get_input_embeddings().weight.norm(dim=-1)
         figures = {"mean": norms.mean(), "std": norms.std(), "min": norms.min(), "max": norms.max()}
         print(f"norms of {name}, {len(norms)} rows: " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))

@@ -1,4 +1,4 @@
-"""Measure a method in a world: learn a subject, generate eight prompts, and read the images with the verifier."""
+"""Measure a method in a world: learn a subject, generate ten prompts, and read the images with the verifier."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +14,19 @@ from scenes import SUBJECT_ATTRIBUTES, Bundle, Scene
 from diffusers_dti import DirectionalInversion, DTITrainer
 
 TOKEN = "<thing>"
-# Size, place, background, pattern, whether the placeholder comes last, and the subject's attributes that the prompt changes.
-# A change is this world's chef outfit. No caption of pretraining has two changes at once.
+# Size, place, background, pattern, whether the placeholder comes last, the subject's attributes that the prompt changes, and
+# whether there is a second object. A change is this world's chef outfit. No caption of pretraining has two changes at once.
 PROMPTS = (
-    ("large", "on the left", "pink", "striped", False, ()),
-    ("small", "on the right", "teal", "plain", False, ("fill",)),
-    ("large", "at the top", "mint", "checkered", False, ()),
-    ("small", "at the bottom", "tan", "striped", False, ("border",)),
-    ("small", "on the left", "gray", "checkered", True, ("dot",)),
-    ("large", "in the middle", "brown", "plain", True, ("fill", "border")),
-    ("small", "at the top", "pink", "striped", True, ("fill", "dot")),
-    ("large", "on the right", "teal", "checkered", True, ("border", "dot")),
+    ("large", "on the left", "pink", "striped", False, (), False),
+    ("small", "on the right", "teal", "plain", True, ("fill",), False),
+    ("large", "in the middle", "brown", "checkered", False, ("fill", "border"), False),
+    ("small", "on the left", "mint", "checkered", False, (), True),
+    ("small", "at the top", "tan", "striped", True, (), True),
+    ("small", "on the right", "gray", "plain", False, ("border",), True),
+    ("small", "at the bottom", "pink", "checkered", True, ("dot",), True),
+    ("small", "on the left", "teal", "striped", True, ("fill",), True),
+    ("small", "at the bottom", "brown", "plain", False, ("fill", "dot"), True),
+    ("small", "on the right", "mint", "striped", True, ("border", "dot"), True),
 )
 
 
@@ -38,17 +40,23 @@ class Prompt:
 
 
 def prompts(bundle: Bundle, subject: str | None) -> list[Prompt]:
-    """Return the eight prompts for a subject.
+    """Return the ten prompts for a subject.
 
     Args:
         bundle: the subject.
         subject: the word for it, such as a placeholder. None uses its full description.
     """
+    other_fill = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2]
+    shapes = [shape for shape in scenes.SECOND_SHAPES if shape != bundle.shape]
+    fills = [fill for fill in scenes.FILLS if fill not in (bundle.fill, other_fill)]
     made = []
-    for size, place, background, pattern, late, edits in PROMPTS:
-        other_fill = scenes.FILLS[scenes.FILLS.index(bundle.fill) - 2]
-        changes = {edit: other_fill if edit == "fill" else "no" for edit in edits}
-        scene = Scene(replace(bundle, **changes), size, place, background, pattern)
+    for i, (size, place, background, pattern, late, edits, has_second) in enumerate(PROMPTS):
+        changes = {}
+        for edit in edits:
+            trim = "black" if getattr(bundle, edit) == "no" else "no"
+            changes[edit] = other_fill if edit == "fill" else trim
+        second = (shapes[i % len(shapes)], fills[i % len(fills)]) if has_second else ()
+        scene = Scene(replace(bundle, **changes), size, place, background, pattern, *second)
         made.append(Prompt(scene.caption(subject and edited(subject, changes), late), scene, edits))
     return made
 

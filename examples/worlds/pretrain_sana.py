@@ -13,6 +13,7 @@ import scenes
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from gates import WORLDS
 from pretraining import LATENT_STD
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizerFast
@@ -42,7 +43,9 @@ def write_tokenizer(folder: Path) -> None:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words = pretraining.world_words()
     # Train until nothing is left to merge. Then each word is one piece, at the start of the text and after a space.
-    bpe.train_from_iterator(words + ["▁" + w for w in words], trainers.BpeTrainer(vocab_size=20_000, show_progress=False))
+    bpe.train_from_iterator(
+        [*words, *("▁" + w for w in words), '"'], trainers.BpeTrainer(vocab_size=20_000, show_progress=False)
+    )
     trained = json.loads(bpe.to_str())["model"]
     fallback = [f"<0x{i:02X}>" for i in range(256)]
     learned = sorted(trained["vocab"], key=trained["vocab"].get)
@@ -102,7 +105,7 @@ def build_transformer() -> SanaTransformer2DModel:
     """Build the denoiser."""
     return SanaTransformer2DModel(
         in_channels=8, out_channels=8, sample_size=PIXELS // 4, patch_size=1, num_layers=6, num_attention_heads=4,
-        attention_head_dim=28, num_cross_attention_heads=4, cross_attention_head_dim=28, cross_attention_dim=112,
+        attention_head_dim=32, num_cross_attention_heads=4, cross_attention_head_dim=32, cross_attention_dim=128,
         caption_channels=WIDTH, interpolation_scale=1,
     )  # fmt: skip
 
@@ -126,7 +129,7 @@ def encode(tokenizer: GemmaTokenizerFast, encoder: Gemma2Model, captions: list[s
     return encoder(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state, inputs.attention_mask
 
 
-def train_text(work: Path, steps: int = 1000) -> None:
+def train_text(work: Path, steps: int = 1500) -> None:
     """Train the text encoder."""
     torch.manual_seed(1)
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -138,7 +141,7 @@ def train_text(work: Path, steps: int = 1000) -> None:
         states, mask = encode(tokenizer, encoder, captions)
         return [(states * mask[..., None], states[torch.arange(len(states)), mask.sum(1) - 1])]
 
-    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps)
+    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps, WORLDS["sana"].quoted)
 
 
 def load_frozen(work: Path) -> tuple[GemmaTokenizerFast, Gemma2Model, AutoencoderDC]:
@@ -155,7 +158,7 @@ def load_frozen(work: Path) -> tuple[GemmaTokenizerFast, Gemma2Model, Autoencode
     return tokenizer, encoder, vae
 
 
-def train_transformer(work: Path, steps: int = 6500, batch: int = 32) -> None:
+def train_transformer(work: Path, steps: int = 7500, batch: int = 32) -> None:
     """Train the denoiser on the frozen encoder and VAE."""
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
@@ -173,7 +176,7 @@ def train_transformer(work: Path, steps: int = 6500, batch: int = 32) -> None:
         velocity = transformer(noisy, context, 1000 * sigma, encoder_attention_mask=mask).sample
         return F.mse_loss(velocity, noise - z)
 
-    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch)
+    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch, quoted=WORLDS["sana"].quoted)
 
 
 def assemble(work: Path) -> SanaPipeline:

@@ -73,7 +73,7 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 def build_unet() -> UNet2DConditionModel:
     """Build the denoiser."""
     return UNet2DConditionModel(
-        sample_size=PIXELS // 4, in_channels=8, out_channels=8, block_out_channels=(48, 84), layers_per_block=1,
+        sample_size=PIXELS // 4, in_channels=8, out_channels=8, block_out_channels=(64, 96), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(4, 4), transformer_layers_per_block=(1, 1), use_linear_projection=True, norm_num_groups=4,
         cross_attention_dim=96 + 128, addition_embed_type="text_time", addition_time_embed_dim=16,
@@ -102,7 +102,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
-def train_text(work: Path, steps: int = 1500) -> None:
+def train_text(work: Path, steps: int = 2000) -> None:
     """Train the text encoders."""
     torch.manual_seed(1)
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -144,7 +144,7 @@ def load_frozen(work: Path) -> tuple[CLIPTokenizer, tuple[CLIPTextModel, CLIPTex
     return tokenizer, encoders, vae
 
 
-def train_unet(work: Path, steps: int = 6500, batch: int = 64) -> None:
+def train_unet(work: Path, steps: int = 7000, batch: int = 64) -> None:
     """Train the denoiser on the frozen encoders and VAE."""
     torch.manual_seed(2)
     tokenizer, encoders, vae = load_frozen(work)

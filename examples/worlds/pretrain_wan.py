@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from gates import WORLDS
 from pretraining import LATENT_STD
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -68,8 +69,8 @@ def build_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
 def build_transformer() -> WanTransformer3DModel:
     """Build the denoiser."""
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=36, in_channels=LATENTS, out_channels=LATENTS,
-        text_dim=128, freq_dim=64, ffn_dim=360, num_layers=7, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=40, in_channels=LATENTS, out_channels=LATENTS,
+        text_dim=128, freq_dim=64, ffn_dim=480, num_layers=7, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
         rope_max_seq_len=32,
     )  # fmt: skip
 
@@ -107,7 +108,7 @@ def tokenize(tokenizer: T5TokenizerFast, captions: list[str]) -> tuple[torch.Ten
     return out.input_ids, out.attention_mask
 
 
-def train_text(work: Path, steps: int = 1500) -> None:
+def train_text(work: Path, steps: int = 2000) -> None:
     """Train the text encoder."""
     torch.manual_seed(1)
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -119,7 +120,7 @@ def train_text(work: Path, steps: int = 1500) -> None:
         states = encoder(ids, mask).last_hidden_state * mask[..., None]
         return [(states, states.sum(1) / mask.sum(1, keepdim=True))]
 
-    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps)
+    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps, WORLDS["wan"].quoted)
 
 
 @torch.no_grad()
@@ -130,7 +131,8 @@ def encode(
     ids, mask = tokenize(tokenizer, captions)
     states = encoder(ids, mask).last_hidden_state * mask[..., None]
     bias = torch.zeros(mask.shape).masked_fill(mask == 0, -math.inf)
-    bias = torch.cat([bias, torch.log(length - mask.sum(1, keepdim=True))], 1)
+    padding = (length - mask.sum(1, keepdim=True)).clamp_min(1)  # at first, some captions are longer
+    bias = torch.cat([bias, torch.log(padding)], 1)
     return F.pad(states, (0, 0, 0, 1)), bias[:, None, None]
 
 
@@ -153,7 +155,7 @@ def load_frozen(work: Path) -> tuple[T5TokenizerFast, UMT5EncoderModel, Autoenco
     return tokenizer, encoder, vae
 
 
-def train_transformer(work: Path, steps: int = 5800, batch: int = 64) -> None:
+def train_transformer(work: Path, steps: int = 6500, batch: int = 64) -> None:
     """Train the denoiser on the frozen encoder and VAE."""
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
@@ -187,7 +189,7 @@ def train_transformer(work: Path, steps: int = 5800, batch: int = 64) -> None:
             predicted = transformer(noisy, sigma * 1000, context).sample
         return F.mse_loss(predicted.float(), noise - z)
 
-    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch, learning_rate=2e-3)
+    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch, 2e-3, WORLDS["wan"].quoted)
 
 
 def assemble(work: Path) -> WanPipeline:

@@ -8,17 +8,19 @@ from pathlib import Path
 import scenes
 import torch
 import torch.nn.functional as F
-from captions import NOUNS, random_caption
+from captions import NOUNS, random_caption, with_quotes
 from stage import Stage
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffusers_dti.training.samples import OBJECT_TEMPLATES
 
+POOL = 30_000  # scenes that a denoiser learns from: each is encoded once
 LATENT_STD = 0.05  # standard deviation of a VAE's posterior, fixed instead of learned with a KL term
 CHOICES = {
     "shape": scenes.SHAPES, "fill": scenes.FILLS, "border": scenes.TRIMS, "dot": scenes.TRIMS, "size": tuple(scenes.SIZES),
     "place": tuple(scenes.PLACES), "background": scenes.BACKGROUNDS, "pattern": scenes.PATTERNS,
+    "second_shape": scenes.SECOND_SHAPES, "second_fill": scenes.FILLS,
 }  # fmt: skip
 
 
@@ -92,12 +94,23 @@ def split_logits(logits: Tensor, named: list[dict[str, str]]) -> Iterator[tuple[
         start = stop
 
 
+def text_batch(rng: random.Random, quoted: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Return 64 captions for the text encoders, and the attributes that each one names."""
+    captions, named = [], []
+    for _ in range(64):
+        caption, attributes = random_caption(scenes.random_scene(rng), rng, rng.choice((1.0, 0.8, 0.5)))
+        captions.append(with_quotes(caption, rng, quoted))
+        named.append(attributes)
+    return captions, named
+
+
 def train_text(
     work: Path,
     encoders: Mapping[str, PreTrainedModel],
     norms: Sequence[Tensor],
     read: Callable[[list[str]], list[tuple[Tensor, Tensor]]],
     steps: int,
+    quoted: str = "{}",
 ) -> None:
     """Train the text encoders with heads that read the named attributes. The heads are discarded afterwards.
 
@@ -107,6 +120,7 @@ def train_text(
         norms: the norms of each encoder's rows, (rows, 1).
         read: returns for captions each encoder's states, (n, length, d) with zeros at padding, and a summary, (n, d).
         steps: optimizer steps.
+        quoted: a word in quotation marks, see `with_quotes`.
     """
     widths = [e.config.hidden_size for e in encoders.values()]
     # Read from single tokens too, through attention pooling: the denoiser attends to tokens, not to one vector.
@@ -125,8 +139,7 @@ def train_text(
     for table, n in zip(tables, norms):
         renormalize(table, n)
     while stage.step < steps:
-        pairs = [random_caption(scenes.random_scene(rng), rng, rng.choice((1.0, 0.8, 0.5))) for _ in range(64)]
-        captions, named = [caption for caption, _ in pairs], [attributes for _, attributes in pairs]
+        captions, named = text_batch(rng, quoted)
         loss, right, total = torch.zeros(()), 0, 0
         for (states, pooled), (query, token_head, pooled_head) in zip(read(captions), heads):
             weights = (query(pooled)[:, None] * states).sum(-1).softmax(-1)
@@ -173,6 +186,7 @@ def train_denoiser(
     steps: int,
     batch: int = 64,
     learning_rate: float = 1.5e-3,
+    quoted: str = "{}",
 ) -> None:
     """Train a denoiser and a running average of its weights. The learning rate decays in the last 35 % of the steps.
 
@@ -184,6 +198,7 @@ def train_denoiser(
         steps: optimizer steps.
         batch: scenes per step.
         learning_rate: the highest learning rate.
+        quoted: a word in quotation marks, see `with_quotes`.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warm, decay = 200, 0.35
@@ -196,12 +211,14 @@ def train_denoiser(
     stage = Stage(work, name, {name: model, "optimizer": optimizer, "schedule": schedule, "ema": ema})
     torch.manual_seed(stage.step + 3)
     rng = random.Random(stage.step)
+    pool = [scenes.random_scene(random.Random(i)) for i in range(POOL)]
     losses: list[float] = []
     while stage.step < steps:
-        chosen = [scenes.random_scene(rng) for _ in range(batch)]
+        chosen = rng.choices(pool, k=batch)
         # Captions are complete at first. After a third of the steps, half of them name random attributes only.
         whole = stage.step < steps / 3
         captions = [random_caption(s, rng, 1.0 if whole or rng.random() < 0.5 else 0.6)[0] for s in chosen]
+        captions = [with_quotes(caption, rng, quoted) for caption in captions]
         loss = loss_of(chosen, captions, rng, stage.step / steps)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

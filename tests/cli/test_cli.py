@@ -184,6 +184,16 @@ def test_a_word_is_chosen_once(model, subjects, tmp_path, capsys, monkeypatch):
     assert longer["initializer"] == word and longer["training"]["max_train_steps"] == 5
 
 
+def test_several_words_may_be_given(model, subjects, tmp_path, capsys):
+    own = ["--placeholder_token", "<rex>", "--initializer_token", "dog", "cat", "--output_dir", tmp_path / "out"]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own]
+    assert dti(*command) == 0
+    assert DirectionalInversion.from_pretrained(tmp_path / "out").metadata["initializer"] in ("dog", "cat")
+    assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
+    style = ["--initializer_token", "auto", "--learnable_property", "style", "--output_dir", tmp_path / "style"]
+    assert dti(*command, *style) == 1 and "looks for a noun, and a style has none" in capsys.readouterr().err
+
+
 def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     command = ["train", subjects, "--model", model, *SMALL, "--output_dir", tmp_path / "out", "--method", "dco"]
     assert dti(*command) == 1
