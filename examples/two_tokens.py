@@ -58,7 +58,7 @@ def main() -> None:
     found = verifier.read(generate(pipe, prompts))
     print(f"The subject: a {subject.words()}. The background: {PATTERN} {BACKGROUND}.")
     print(f"Share of {len(prompts)} prompts with both placeholders for which the image has the right attribute:")
-    for attribute in found[0]:
+    for attribute in asked[0].attributes():
         right = sum(f[attribute] == s.attributes()[attribute] for f, s in zip(found, asked)) / len(asked)
         print(f"{attribute:12}{right:5.2f}")
     print(f"See {args.out / 'validation.png'}; the losses of each concept are in {args.out / 'train_log.jsonl'}.")
