@@ -103,7 +103,7 @@ def test_it_is_zero_at_the_class_noun(pipe, loop_of, vectors):
     loop_of(pipe, look, method="ti", context_prompts=PROMPTS, **settings)
     loop_of(pipe, look, method="ti", **settings)  # the built-in prompts
     loop_of(pipe, look, method="dti", token_scale=30.0, context_prompts=PROMPTS, **settings)
-    assert abs(seen[0]) < 1e-6 and abs(seen[1]) < 1e-6 and seen[2] > 1e-3
+    assert abs(seen[0]) < 1e-6 and abs(seen[1]) < 1e-6 and seen[2] > 1e-4  # far above rounding
 
 
 def test_several_concepts_each_have_their_own_noun(sdxl, loop_of, photos):
