@@ -56,7 +56,7 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
     pipe = open_world(world)
     subject = scenes.TEST_SUBJECTS[number]
     print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # TI's best rate of three
+    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # TI's best rate of three in the first worlds
     *classic, _ = measure.learn(pipe, subject, 0, max_train_steps=steps, **ti)
     *directional, concept = measure.learn(pipe, subject, 0, max_train_steps=steps)
     rows = [
