@@ -122,8 +122,15 @@ def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
     raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that a checkpoint was written with."""
+def read_settings(output_dir: str | Path | None, which: str | Path | None) -> dict[str, Any]:
+    """Return the settings that the checkpoint to resume from was written with; empty if the run starts anew.
+
+    Args:
+        output_dir, which: see `find_checkpoint`; None if the run has no folder, or does not resume.
+    """
+    folder = find_checkpoint(Path(output_dir), which) if which and output_dir is not None else None
+    if folder is None:
+        return {}
     with safe_open(folder / STATE, framework="pt") as f:
         settings: dict[str, Any] = json.loads(f.metadata()["settings"])
     return settings

@@ -120,7 +120,7 @@ class Loop:
             self.callback(self.step)
 
     def _due(self, steps: int) -> bool:
-        """Return whether this is every so manieth step, or the last one; never if `steps` is 0."""
+        """Return whether something that happens every `steps` steps and at the end is due now; 0 means never."""
         return steps > 0 and (self.step % steps == 0 or self.step == self.config.max_train_steps)
 
     def _keep_interrupted(self) -> None:

@@ -53,7 +53,7 @@ def choose_initializers(family: Family, config: ResolvedConfig, photos: Mapping[
     """
     if not any(config.initializers_for(placeholder) == [AUTO] for placeholder in photos):
         return config
-    before, chosen = _settings_before(config), dict[str, Initializers]()
+    before, chosen = checkpoint.read_settings(config.output_dir, config.resume_from_checkpoint), dict[str, Initializers]()
     for placeholder, own in photos.items():
         words = config.initializers_for(placeholder)
         if words == [AUTO]:
@@ -118,14 +118,6 @@ def _words_of(encoder: TextEncoder) -> set[str]:
     pattern = re.compile(rf"([a-z]{{3,}})</w>|[{''.join(LONE_SPACES)}]([a-z]{{3,}})")
     matches = (pattern.fullmatch(token) for token in encoder.tokenizer.get_vocab())
     return {match[1] or match[2] for match in matches if match}
-
-
-def _settings_before(config: ResolvedConfig) -> dict[str, Any]:
-    """Return the settings of the checkpoint that the run resumes from; none if it starts anew."""
-    if not config.resume_from_checkpoint or config.output_dir is None:
-        return {}
-    folder = checkpoint.find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    return {} if folder is None else checkpoint.read_settings(folder)
 
 
 def _best_words(family: Family, config: ResolvedConfig, placeholder: str, photos: Sequence[Photo]) -> list[str]:

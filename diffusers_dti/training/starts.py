@@ -5,7 +5,6 @@ Training ends in the basin that it begins in, and the loss tells basins apart ea
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from diffusers.utils import logging
@@ -40,33 +39,23 @@ def possible_starts(family: Family, config: ResolvedConfig, placeholder: str) ->
         ValueError: if an encoder does not know an initializer, or `num_vectors` is too small for it.
     """
     given = config.initializers_for(placeholder)
-    chosen = _start_of_checkpoint(config, placeholder)
+    before = checkpoint.read_settings(config.output_dir, config.resume_from_checkpoint)
+    chosen = {key: before.get(f"{placeholder} {key}") for key in ("initializer_token", "initializer_context")}
     starts: list[DirectionalInversion] = []
     contexts = (True, False) if config.initializer_context else (False,)
     for in_context in contexts:
         for token in given:
             own = replace(config, initializer_token=token, initializer_context=in_context)
             start = initial_concept(family, own, placeholder)
-            if chosen is not None:
+            if before:
                 training = start.metadata["training"]
                 if all(training[key] == value for key, value in chosen.items()):
                     return [start]
             elif _is_new(start, starts):
                 starts.append(start)
-    if chosen is not None:  # another run's: what it started from is refused where the checkpoint is read
+    if before:  # another run's: what it started from is refused where the checkpoint is read
         return [initial_concept(family, replace(config, initializer_token=given[0]), placeholder)]
     return starts[: max(config.num_starts, len(given))]
-
-
-def _start_of_checkpoint(config: ResolvedConfig, placeholder: str) -> dict[str, object] | None:
-    """Return the settings of the start that the checkpoint to resume from had."""
-    if not config.resume_from_checkpoint or config.output_dir is None:
-        return None
-    folder = checkpoint.find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    if folder is None:
-        return None
-    settings = checkpoint.read_settings(folder)
-    return {key: settings.get(f"{placeholder} {key}") for key in ("initializer_token", "initializer_context")}
 
 
 def _is_new(start: DirectionalInversion, earlier: Sequence[DirectionalInversion]) -> bool:

@@ -5,7 +5,7 @@ There are five gates:
 1. The verifier reads rendered scenes.
 2. The verifier reads the VAE's reconstructions.
 3. The world follows prompts for subjects that it has never seen.
-4. A placeholder can learn such a subject. `study.py dev` measures this one, because it trains.
+4. A placeholder can learn such a subject. `walk.py 1` measures this one, because it trains.
 5. Pretraining met every row that a prompt can reach.
 """
 

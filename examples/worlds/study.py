@@ -1,6 +1,6 @@
 """Compare methods in a world.
 
-- `python study.py dev` runs every method at three rates on the dev subjects. It is also gate 4.
+- `python study.py dev` runs every method at three rates on the dev subjects.
 - `python study.py test` runs all methods on the test subjects, each at its best rate, and TI at every rate.
 - `python study.py ablations` varies kappa and the scale on the test subjects.
 
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, ...]]]] = {
     "DCO + DTI": ({"method": "dco"}, ADAPTER_RATES),
     "OFT + DTI": ({"method": "oft"}, ADAPTER_RATES),
 }
-# The best rate on the dev subjects: the one with the highest sum of subject and prompt score.
+# The best rate on the dev subjects of the first worlds: the one with the highest sum of subject and prompt score.
 CHOSEN = {
     "sdxl": {
         "TI": 0.005,
