@@ -4,16 +4,24 @@ import importlib
 import random
 from dataclasses import replace
 
+import asides
 import captions
 import coverage
 import gates
 import measure
 import pytest
+import report
+import rows
 import scenes
 import study
 import torch
 import verifier
 import walk
+
+from diffusers_dti import DTIConfig
+from diffusers_dti.families.sana import Sana
+from diffusers_dti.families.stable_diffusion import StableDiffusionXL
+from diffusers_dti.families.wan import Wan
 
 
 def test_the_verifier_reads_fresh_renders_and_noisy_ones():
@@ -216,15 +224,66 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     gates.main()
     printed = capsys.readouterr().out
     assert "norms of text_encoder_2, 921 rows" in printed and "meet all of 162 reachable rows" in printed
-    few = ["--subjects", "1", "--seeds", "1", "--steps", "2", "--results", str(tmp_path / "out" / "study.jsonl")]
-    few += ["--methods", "initializer word", "description in words", "DTI", "TI"]
-    for _ in range(2):  # the second time from the results kept
-        monkeypatch.setattr("sys.argv", ["study.py", "test", *few])
+
+
+def test_the_study(tmp_path, monkeypatch, capsys):
+    """One subject of one world, a few rows and steps; the second time from the results kept."""
+    ti = {"method": "ti", "learning_rate": 0.02}
+    few = [
+        rows.Row(rows.FLOOR),
+        rows.Row("DTI", {"lr_scheduler": "linear"}, (2, 4)),
+        rows.Row("DTI, the old default", {"lr_scheduler": "constant"}, (2, 4)),
+        rows.Row("TI, best rate", ti | {"lr_scheduler": "cosine"}, (2, 4), rows.RESCALED),
+        rows.Row("from another noun", {"method": "dco"}, (2,), start=rows.RANDOM),
+    ]
+    monkeypatch.setitem(study.PARTS, "main", rows.Part({"sdxl": few}, ("test",), 1))
+    monkeypatch.setattr(study, "SUBJECTS", {"test": scenes.TEST_SUBJECTS[:1]})
+    monkeypatch.setattr(measure, "PROMPTS", measure.PROMPTS[:1])
+    monkeypatch.setitem(asides.ASIDES, "photo", lambda world: [["a", "b"], ["photos of", world]])
+    monkeypatch.setattr(report, "WORLDS", {"sdxl": gates.WORLDS["sdxl"]})
+    monkeypatch.setattr(report, "FINAL", {"sdxl": 4})
+    monkeypatch.setattr(report, "OURS", "DTI @4")
+    page = tmp_path / "study.md"
+    names = ("main sdxl test", "differences sdxl", "seeds", "heldout", "photo sdxl", "prior sdxl")
+    page.write_text("Before." + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->" for name in names) + "After.")
+    arguments = [
+        "--parts",
+        "main",
+        "photo",
+        "--worlds",
+        "sdxl",
+        "--results",
+        str(tmp_path / "study.jsonl"),
+        "--page",
+        str(page),
+    ]
+    for missing in (7, 0):
+        monkeypatch.setattr("sys.argv", ["study.py", *arguments])
         study.main()
-        table = capsys.readouterr().out
-        assert table.count("\n| ") == 10 and "| TI, rate 0.001, rescaled | " in table
-        assert (tmp_path / "out" / "sdxl-test.png").is_file()
-    assert len((tmp_path / "out" / "study.jsonl").read_text().splitlines()) == 6
+        assert f"{missing} of 7 runs to make" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("Before.") and text.endswith("After.") and "old\n" not in text
+    assert text.count("\n| DTI @") == 2 and "| TI, best rate, rescaled @4 | " in text and "| photos of | sdxl |" in text
+    assert "| test | DTI, the old default @4 | +" in text and "Not measured yet." in text
+    assert page.with_suffix(".png").is_file()
+
+
+def test_paired_differences():
+    def record(run, subject, seed, score):
+        return {"run": run, "subject": subject, "prompt": "", "seed": seed, "scores": {"subject": score, "prompt": 1.0}}
+
+    of = [record("a", "x", 0, 0.9), record("b", "x", 0, 0.5), record("a", "y", 0, 0.2), record("b", "y", 1, 0.9)]
+    (found,) = report.differences(of, "a", "b")
+    assert found["subject"] == "x" and found["scores"] == pytest.approx({"subject": 0.4, "prompt": 0.0})
+
+
+def test_the_defaults_of_the_study_are_the_trainers():
+    for family in (StableDiffusionXL, Sana, Wan):
+        config = DTIConfig().resolve(family)
+        assert {name: getattr(config, name) for name in rows.NEW} == rows.NEW and config.max_train_steps == 100
+        paper = DTIConfig(preset="paper").resolve(family)
+        assert {name: getattr(paper, name) for name in rows.OLD} == rows.OLD
+        assert paper.max_train_steps == rows.FINAL[{"StableDiffusionXL": "sdxl"}.get(family.__name__, family.__name__.lower())]
 
 
 def test_quotes_teach_the_rows_of_words_without_their_space(monkeypatch):

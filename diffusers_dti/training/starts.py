@@ -14,6 +14,7 @@ from ..families.base import Family
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint
 from .config import ResolvedConfig
+from .distributed import processes
 from .initializer import initial_concept
 from .samples import TrainingSamples
 from .step import Stepper
@@ -100,5 +101,7 @@ def choose_start(
         where = "" if training["initializer_context"] else " alone"
         described.append(f"{training['initializer_token']}{where} {loss:.4f}")
     best = min(range(len(starts)), key=losses.__getitem__)
-    logger.info(f"Held-out losses after {TRIAL_STEPS} steps: {', '.join(described)}. Starting from number {best + 1}.")
+    if processes().is_main_process:
+        # A warning, since diffusers shows no less by default, and the choice decides the result.
+        logger.warning(f"Held-out losses after {TRIAL_STEPS} steps: {', '.join(described)}. Starting from number {best + 1}.")
     return starts[best]

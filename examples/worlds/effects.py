@@ -20,6 +20,7 @@ from diffusers_dti.pipeline.word_rows import word_rows
 from diffusers_dti.sphere import angle
 
 MULTIPLES = (1, 2, 5, 10, 50)
+EFFECTS = ("angle between two positions", "turned by the layers")
 TOKEN = "<thing>"
 PROMPTS = (
     "a {}",
@@ -85,7 +86,7 @@ def main() -> None:
     print("|---" * (len(MULTIPLES) + 3) + "|")
     for world in WORLDS:
         for component, by_multiple in measure(world, list(NOUNS)[:24]).items():
-            for i, effect in enumerate(("angle between two positions", "turned by the layers")):
+            for i, effect in enumerate(EFFECTS):
                 cells = " | ".join(f"{by_multiple[m][i]:.1f}°" for m in MULTIPLES)
                 print(f"| {world} | {component} | {effect} | {cells} |")
 

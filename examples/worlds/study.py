@@ -1,146 +1,181 @@
-"""Compare methods in a world.
+"""Compare methods in the worlds: `python study.py` makes every run, and writes the tables and the figure of docs/study.md.
 
-- `python study.py dev` runs every method at three rates on the dev subjects.
-- `python study.py test` runs all methods on the test subjects, each at its best rate, and TI at every rate.
-- `python study.py ablations` varies kappa and the scale on the test subjects.
+- `python study.py --parts main --worlds sdxl` makes the runs of one part in one world.
+- `python study.py report` only writes the tables and the figure, from the runs that there are.
 
-Each row of the table is the mean of two scores over subjects and seeds; measure.py defines them. A store keeps the results. A
-run is not repeated as long as the code that it depends on stays the same.
+The store keeps every run, so that the study goes on where it was stopped. Several processes can share the work. measure.py
+defines the scores, and rows.py says what is compared.
 """
 
 import argparse
-import sys
-from collections.abc import Iterator
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import measure
+import report
 import scenes
 import torch
+from asides import ASIDES
+from captions import NOUNS
 from diffusers import DiffusionPipeline
-from gates import FOLDER, WORLDS, folder_of, open_world
+from gates import FOLDER, WORLDS, folder_of, open_world, world_of
+from rows import CEILING, FLOOR, NEW, PARTS, RANDOM, TI_INFLATED, Row
 
-from diffusers_dti.evaluation import summary
+import diffusers_dti
+from diffusers_dti import DirectionalInversion, DTITrainer
 from diffusers_dti.evaluation.store import Store
 
-ADAPTER_RATES: dict[str, tuple[float, ...]] = {"adapter_learning_rate": (5e-5, 5e-4, 5e-3)}
-RATES: dict[str, tuple[float, ...]] = {"learning_rate": (0.001, 0.005, 0.02)}  # before `scale_lr` multiplies them
-# Each method's settings, and the rates to choose from. DTI has the authors' rate.
-METHODS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, ...]]]] = {
-    "DTI": ({}, {}),
-    "TI": ({"method": "ti"}, RATES),
-    "CrossInit": ({"method": "crossinit"}, RATES),
-    "AdamW on the direction": ({"optimizer": "adamw"}, RATES),
-    "DTI, trained magnitude": ({"train_magnitude": True}, {}),
-    "DTI + LoRA (pivotal tuning)": ({"adapter": "lora", "max_train_steps": 250}, ADAPTER_RATES),
-    "DCO + DTI": ({"method": "dco"}, ADAPTER_RATES),
-    "OFT + DTI": ({"method": "oft"}, ADAPTER_RATES),
-}
-# The best rate on the dev subjects of the first worlds: the one with the highest sum of subject and prompt score.
-CHOSEN = {
-    "sdxl": {
-        "TI": 0.005,
-        "CrossInit": 0.02,
-        "AdamW on the direction": 0.001,
-        "DTI + LoRA (pivotal tuning)": 5e-5,
-        "DCO + DTI": 5e-5,
-        "OFT + DTI": 5e-5,
-    },
-    "sana": {"TI": 0.02},
-    "wan": {"TI": 0.02},
-}
-ABLATIONS = {f"kappa {kappa:g}": {"kappa": kappa} for kappa in (0.0, 5e-4, 5e-3, 5e-2)} | {
-    f"scale {scale}": {"token_scale": scale} for scale in ("min", "max", "initializer", 5.0)
-}
-
-# The settings of a training run. Without training: "initializer" for that word, or None for the subject's description.
-Job = dict[str, Any] | str | None
+SUBJECTS = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS, "fresh": scenes.FRESH_SUBJECTS}
+SECONDS, SECONDS_PER_STEP = 6, 0.06  # for scores and for a step, on one core: to announce the time
 
 
-def jobs(split: str, world: str) -> Iterator[tuple[str, Job]]:
-    """Yield the name and the job of each row of the table, in order."""
-    yield "initializer word", "initializer"
-    yield "description in words", None
-    if split == "ablations":
-        yield "DTI: kappa 0.0001, scale mean", {}
-        yield from ABLATIONS.items()
-        return
-    for name, (settings, rates) in METHODS.items():
-        if not rates:
-            yield name, settings
-        for field, values in rates.items():
-            for rate in values:
-                # Every rate of TI is reported, because TI is the baseline for all others.
-                if split == "test" and name != "TI" and rate != CHOSEN[world].get(name):
-                    continue
-                yield f"{name}, rate {rate:g}", settings | {field: rate}
+@dataclass(frozen=True)
+class Job:
+    """A run of the study."""
+
+    world: str
+    split: str
+    bundle: scenes.Bundle
+    seed: int
+    row: Row
+    lengths: tuple[int, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the store finds the run by: parts share runs that are the same."""
+        named = {"words": self.row.name} if self.row.name in (FLOOR, CEILING) else {"settings": dict(self.row.settings)}
+        return named | {
+            "study": "methods", "world": self.world, "subject": self.bundle.words(), "seed": self.seed,
+            "lengths": list(self.lengths), "uses": {name: dict(use) for name, use in self.row.uses.items()},
+            "start": self.row.start,
+        }  # fmt: skip
 
 
-def run_job(pipe: DiffusionPipeline, bundle: scenes.Bundle, seed: int, job: Job) -> dict[str, Any]:
-    """Run a job for a subject and a seed, and return its scores."""
-    if isinstance(job, dict):
-        _, learned, _ = measure.learn(pipe, bundle, seed, **job)
-        return learned
-    _, described = measure.in_words(pipe, bundle, job and bundle.shape, seed)
-    return dict(described)
+def run(pipe: DiffusionPipeline, job: Job) -> dict[str, Any]:
+    """Train, and score every use after each length.
+
+    Returns:
+        For each length, as text, the scores of each use, with the angle and the held-out loss of the run; and the "seconds" of
+        CPU time of training, and what it started from.
+    """
+    row, bundle, seed = job.row, job.bundle, job.seed
+    if row.name in (FLOOR, CEILING):
+        _, scores = measure.in_words(pipe, bundle, bundle.shape if row.name == FLOOR else None, seed)
+        return {str(length): {use: scores for use in row.uses} for length in job.lengths}
+    start = random.Random(f"{bundle.words()} {seed}").choice(list(NOUNS)) if row.start == RANDOM else row.start or bundle.shape
+    photos, every = scenes.photos(bundle, pixels=world_of(pipe).pixels, seed=seed), math.gcd(*job.lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DTITrainer(
+            pipe, placeholder_token=measure.TOKEN, initializer_token=start, seed=seed, resolution=photos[0].width,
+            output_dir=folder, max_train_steps=max(job.lengths), checkpointing_steps=every, heldout_loss_steps=every,
+            **row.settings,
+        )  # fmt: skip
+        began = time.process_time()
+        trainer.fit(photos)
+        pipe.unload_directional_inversion(measure.TOKEN)
+        assert trainer.inversion is not None
+        training = trainer.inversion.metadata["training"]
+        found: dict[str, Any] = {"seconds": time.process_time() - began, "start": training["initializer_token"]}
+        for length in job.lengths:
+            (entry,) = (entry for entry in trainer.history if entry["step"] == length)
+            concept = DirectionalInversion.from_pretrained(f"{folder}/checkpoint-{length}")
+            own = {"angle": entry["angle"], "heldout_loss": entry["heldout_loss"]}
+            found[str(length)] = {use: own | score(pipe, job, concept, how) for use, how in row.uses.items()}
+        if trainer.adapter is not None:
+            pipe.unload_lora_weights()
+    return found
 
 
-def result_rows(name: str, figures: dict[str, Any], subject: str, seed: int) -> list[dict[str, Any]]:
-    """Return the table's results of a job: its own, and those of the rescaled concept if there are any."""
-    rows = {name: figures}
-    if "rescaled" in figures:
-        rows[f"{name}, rescaled"] = figures["rescaled"]
-    results = []
-    for row, own in rows.items():
-        scores = {score: own[score] for score in ("subject", "prompt", "norm")}
-        results.append({"run": row, "subject": subject, "prompt": "", "seed": seed, "scores": scores})
-    return results
+def score(pipe: DiffusionPipeline, job: Job, concept: DirectionalInversion, use: Mapping[str, Any]) -> dict[str, float]:
+    """Score a concept by the verifier; its norm is in multiples of the vocabulary's mean norm."""
+    pipe.load_directional_inversion(concept, token=measure.TOKEN, token_scale="mean")
+    usual = pipe.directional_inversions[measure.TOKEN].scales
+    pipe.unload_directional_inversion(measure.TOKEN)
+    loaded = pipe.load_directional_inversion(concept, token=measure.TOKEN, **use)
+    try:
+        asked = measure.prompts(job.bundle, measure.TOKEN)
+        scores = measure.scores(measure.generate(pipe, [p.text for p in asked], job.seed), asked)
+        return scores | {"norm": torch.cat([loaded.scales[c] / usual[c] for c in usual]).mean().item()}
+    finally:
+        pipe.unload_directional_inversion(measure.TOKEN)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Results of all jobs, as `summarize` takes them."""
-    pipe = open_world(args.world)
-    # Results depend on all of the package that training and loading use, and on what scores are made of.
-    others = ("diffusers_dti.evaluation", "diffusers_dti.figures")
-    code = [Path(m.__file__) for n, m in sys.modules.items() if n.startswith("diffusers_dti.") and not n.startswith(others)]
-    code += [FOLDER / f"{name}.py" for name in ("scenes", "verifier", "gates", "measure")]
-    store = Store(args.results, [*code, FOLDER / "captions.py", *folder_of(args.world).rglob("*.safetensors")])
-    subjects = (scenes.DEV_SUBJECTS if args.split == "dev" else scenes.TEST_SUBJECTS)[: args.subjects]
-    results: list[dict[str, Any]] = []
-    for bundle in subjects:
-        for seed in range(args.seeds):
-            for name, job in jobs(args.split, args.world):
-                if args.methods and name.partition(", rate")[0] not in args.methods:
-                    continue
-                if isinstance(job, dict) and args.steps:
-                    job = job | {"max_train_steps": args.steps}
-                key = {"world": args.world, "subject": bundle.words(), "seed": seed, "job": job}
-                figures = store.get(key)
-                if figures is None:
-                    figures = run_job(pipe, bundle, seed, job)
-                    store.put(key, figures)
-                results += result_rows(name, figures, bundle.words(), seed)
-    return results
+class Study:
+    """The runs, in a store that knows the code that they depend on.
+
+    Args:
+        path: the store's file.
+    """
+
+    def __init__(self, path: Path):
+        package = Path(diffusers_dti.__file__).parent
+        code = [package / part for part in ("concept", "families", "pipeline", "training", "sphere.py")]
+        code += [FOLDER / f"{name}.py" for name in ("scenes", "captions", "verifier", "gates", "measure")]
+        self.stores = {w: Store(path, [*code, *folder_of(w).rglob("*.safetensors")]) for w in WORLDS}
+
+    def jobs(self, part: str, worlds: Sequence[str], splits: Sequence[str], seeds: int) -> Iterator[Job]:
+        """Yield the runs of a part, one seed after the other."""
+        own = PARTS[part]
+        for seed in range(min(seeds, own.seeds)):
+            for world in worlds:
+                for split in (split for split in own.splits if split in splits):
+                    for bundle in SUBJECTS[split]:
+                        for row in own.rows[world]:
+                            for lengths in row.runs:
+                                yield Job(world, split, bundle, seed, row, lengths)
+
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """Return the result of a run, or None if it has not been made."""
+        return self.stores[job.world].get(job.key)
+
+    def aside(self, name: str, world: str, make: bool = False) -> list[list[str]] | None:
+        """Return the table of one of `ASIDES` in a world; None if it has not been made."""
+        key = {"study": "asides", "name": name, "world": world, "rows": [dict(NEW), TI_INFLATED[world]]}
+        if make and self.stores[world].get(key) is None:
+            print(f"{name}, {world}", flush=True)
+            self.stores[world].put(key, {"table": ASIDES[name](world)})
+        return (self.stores[world].get(key) or {}).get("table")
+
+    def make(self, jobs: Sequence[Job]) -> None:
+        """Make the runs that the store does not have, and say how long that will take."""
+        missing = [job for job in jobs if self.result(job) is None]
+        uses = sum(len(job.lengths) * len(job.row.uses) for job in missing)
+        seconds = sum(SECONDS_PER_STEP * max(job.lengths) for job in missing) + SECONDS * uses
+        print(f"{len(missing)} of {len(jobs)} runs to make, about {seconds / 60:.0f} minutes on one core.", flush=True)
+        pipes: dict[str, DiffusionPipeline] = {}
+        for job in missing:
+            if self.result(job) is None:  # another process may have made it
+                pipes[job.world] = pipes.get(job.world) or open_world(job.world)
+                self.stores[job.world].put(job.key, run(pipes[job.world], job))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("split", choices=["dev", "test", "ablations"], help="the study to run")
-    parser.add_argument("--world", default="sdxl", choices=WORLDS, help="the world to run it in (default: sdxl)")
-    parser.add_argument("--results", type=Path, default=Path("out/results.jsonl"), help="store for the results of all studies")
-    parser.add_argument("--subjects", type=int, default=6, help="number of subjects (default: 6)")
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds (default: 2)")
-    parser.add_argument("--steps", type=int, help="training steps (default: those of the method and the pipeline's family)")
-    parser.add_argument("--methods", nargs="+", help="run only these methods, by their names in the table")
+    parser.add_argument("what", nargs="?", choices=["all", "report"], default="all", help="what to do (default: all)")
+    parser.add_argument(
+        "--parts", nargs="+", default=[*PARTS, *ASIDES], choices=[*PARTS, *ASIDES], help="the parts to run (default: all)"
+    )
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS, help="the worlds (default: all)")
+    parser.add_argument("--splits", nargs="+", default=list(SUBJECTS), choices=SUBJECTS, help="the subjects (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="the greatest number of seeds (default: 3)")
+    parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"), help="store for the runs")
+    parser.add_argument("--page", type=Path, default=FOLDER.parents[1] / "docs" / "study.md", help="the page to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = summary.summarize(run(args))
-    print(f"{args.world}, {args.split}: means over subjects, with 95 % bootstrap intervals")
-    print(summary.markdown(results).split("\n\n")[0].replace(" pictures |", " runs |"))
-    plot = args.results.parent / f"{args.world}-{args.split}.png"
-    methods = {name: r for name, r in results.items() if name not in ("initializer word", "description in words")}
-    summary.figure(methods or results, "prompt", "subject", plot)  # the floor and the ceiling would crowd the others
-    print(f"See {plot}.")
+    study = Study(args.results)
+    if args.what == "all":
+        for part in (part for part in args.parts if part in ASIDES):
+            for world in args.worlds:
+                study.aside(part, world, make=True)
+        for part in (part for part in args.parts if part in PARTS):
+            study.make(list(study.jobs(part, args.worlds, args.splits, args.seeds)))
+    report.write(study, args.page)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def report(study: Study, stage: int, names: Sequence[str]) -> None:
 
 
 def spearman(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the rank correlation of pairs; ties have their mean rank."""
+    """Return the rank correlation of pairs, NaN if one side never changes; ties have their mean rank."""
     columns = torch.tensor(pairs, dtype=torch.float64).T
     above, equal = (columns[:, :, None] > columns[:, None]).sum(-1), (columns[:, :, None] == columns[:, None]).sum(-1)
     return torch.corrcoef(above + equal / 2)[0, 1].item()
