@@ -277,13 +277,16 @@ def test_paired_differences():
     assert found["subject"] == "x" and found["scores"] == pytest.approx({"subject": 0.4, "prompt": 0.0})
 
 
-def test_the_defaults_of_the_study_are_the_trainers():
-    for family in (StableDiffusionXL, Sana, Wan):
-        config = DTIConfig().resolve(family)
-        assert {name: getattr(config, name) for name in rows.NEW} == rows.NEW and config.max_train_steps == 100
-        paper = DTIConfig(preset="paper").resolve(family)
-        assert {name: getattr(paper, name) for name in rows.OLD} == rows.OLD
-        assert paper.max_train_steps == rows.FINAL[{"StableDiffusionXL": "sdxl"}.get(family.__name__, family.__name__.lower())]
+@pytest.mark.parametrize("family", [StableDiffusionXL, Sana, Wan])
+def test_the_defaults_of_the_study_are_the_trainers(family):
+    for steps in (None, 25, 400):
+        config = DTIConfig(max_train_steps=steps).resolve(family)
+        assert config.max_train_steps == (steps or 100)
+        expected = rows.new(config.max_train_steps)
+        assert {name: getattr(config, name) for name in expected} == expected
+    paper = DTIConfig(preset="paper").resolve(family)
+    assert {name: getattr(paper, name) for name in rows.OLD} == rows.OLD
+    assert paper.max_train_steps == {StableDiffusionXL: 400, Sana: 500, Wan: 500}[family]
 
 
 def test_quotes_teach_the_rows_of_words_without_their_space(monkeypatch):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from study import Study
 
 OURS = "DTI @100"  # the new default
+STEPWISE = ("main", "curve")  # the parts whose rows are named with their steps
 MARGIN = 0.05  # a score that is lower by less than this is no worse
 SCORES = ("subject", "prompt")
 SPLITS = ("test", "fresh", "dev")
@@ -31,7 +32,7 @@ def records(study: "Study", part: str, world: str, splits: Sequence[str]) -> lis
         result = study.result(job)
         for length in job.lengths if result else ():
             for use, scores in result[str(length)].items():  # type: ignore[index]
-                name = ", ".join(filter(None, (job.row.name, use))) + ("" if job.row.lengths == (100,) else f" @{length}")
+                name = ", ".join(filter(None, (job.row.name, use))) + (f" @{length}" if part in STEPWISE else "")
                 own = {"angle": 0.0, "heldout_loss": 0.0} | scores
                 found.append({"run": name, "subject": job.bundle.words(), "prompt": "", "seed": job.seed, "scores": own})
     return found
