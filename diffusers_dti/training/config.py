@@ -160,9 +160,8 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         if self.zero_pad and "zero_pad" not in family.defaults:
             names = " and ".join(f.name for f in families.FAMILIES if "zero_pad" in f.defaults)
             raise ValueError(f"zero_pad is for {names}: {family.name} encodes all prompts at one length.")
-        defaults = default_settings(self.method, self.preset, family, self.max_train_steps)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, default in defaults.items():
+        for name, default in default_settings(values, family).items():
             if values[name] is None:
                 values[name] = default
         resolved = ResolvedConfig(**values)

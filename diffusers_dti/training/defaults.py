@@ -1,6 +1,7 @@
 """The choices of settings, and the defaults of those that a method, a preset or a family decides."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..concept.methods import METHODS
@@ -19,38 +20,35 @@ Preset = Literal["paper"]
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"pooling": "legacy", "initializer_context": False, "prefix_space": "kept"},
 }
-STEPS = 100  # of DTI, by default
+STEPS = 100  # of Riemannian SGD with a falling rate
 
 
-def walk_settings(steps: int | None) -> dict[str, Any]:
-    """Return DTI's default steps, rate and schedule, which need a quarter of the authors' steps (docs/study.md).
+def walk_settings(steps: int) -> dict[str, Any]:
+    """Return the default rate and schedule of Riemannian SGD, which needs a quarter of the authors' steps (docs/study.md).
 
     The gradients of successive steps are hardly correlated, so that the angle grows like rate x sqrt(steps). The rate therefore
-    depends on the number of steps, and more of them refine the same walk instead of going farther.
+    depends on the number of steps: more of them refine the same walk instead of going farther.
 
     Args:
-        steps: the number of steps if it is given.
+        steps: the number of steps.
     """
-    steps = steps or STEPS
     return {"max_train_steps": steps, "learning_rate": round(0.5 / math.sqrt(steps), 4), "lr_scheduler": "cosine"}
 
 
-def default_settings(
-    method: str, preset: Preset | None, family: Family | type[Family], steps: int | None = None
-) -> dict[str, Any]:
+def default_settings(given: Mapping[str, Any], family: Family | type[Family]) -> dict[str, Any]:
     """Return the defaults of settings that are None, by field: of the preset, else the method, else the family.
 
     Args:
-        method, preset: see `DTIConfig`.
+        given: the settings as the user gave them, by field.
         family: the family of the pipeline.
-        steps: the number of steps if it is given.
     """
+    method = METHODS[given["method"]]
     general = {
         "learning_rate": 0.01,
         "reg_lambda": 0.0,
         "context_lambda": 0.0,
         "dco_beta": 0.0,
-        "optimizer": "adamw" if METHODS[method].raw else "rsgd",
+        "optimizer": "adamw" if method.raw else "rsgd",
         "lr_scheduler": "constant",
         "timestep_sampling": "uniform",
         "pooling": "eos",
@@ -58,6 +56,10 @@ def default_settings(
         "num_starts": 1,
         "prefix_space": "absorbed",
     }
-    # The other methods keep their authors' walks: raw rows grow longer at a higher rate, and an adapter has its own pace.
-    walk = walk_settings(steps) if method == "dti" and preset is None else {}
-    return {**general, **family.defaults, **walk, **METHODS[method].settings, **(PRESETS[preset] if preset else {})}
+    # All others keep their authors' walk: a higher rate makes raw rows longer, an adapter has its own pace, other optimizers
+    # have other rates, and a constant rate is for runs that are to be made longer.
+    ours = given["method"] == "dti" and given["preset"] is None and given["adapter"] is None
+    ours = ours and given["optimizer"] in (None, "rsgd") and given["lr_scheduler"] != "constant"
+    walk = walk_settings(given["max_train_steps"] or STEPS) if ours else {}
+    preset = PRESETS[given["preset"]] if given["preset"] else {}
+    return {**general, **family.defaults, **walk, **method.settings, **preset}

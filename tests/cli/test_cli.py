@@ -171,7 +171,7 @@ def test_a_word_is_chosen_once(model, subjects, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(propose, "candidate_words", lambda encoders: ["cat", "toy"])
     own = ["--placeholder_token", "<rex>", "--initializer_token", "auto", "--output_dir", tmp_path / "out"]
     resuming = ["--checkpointing_steps", "2", "--resume_from_checkpoint", "latest"]
-    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own, *resuming]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own, *resuming, "--lr_scheduler", "constant"]
     assert dti(*command) == 0
     word = DirectionalInversion.from_pretrained(tmp_path / "out").metadata["initializer"]
     assert word in ("cat", "toy")
@@ -371,7 +371,7 @@ def test_metrics_that_give_something_else(model, subjects, runs, tmp_path, capsy
 
 def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, monkeypatch):
     command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "--output_dir", tmp_path / "out"]
-    command += ["--checkpointing_steps", 1]
+    command += ["--checkpointing_steps", 1, "--lr_scheduler", "constant"]
     assert dti(*command) == 0
     longer = [*command, "--max_train_steps", 5]
     assert dti(*longer) == 1 and "(max_train_steps)" in capsys.readouterr().err

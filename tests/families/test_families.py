@@ -55,12 +55,12 @@ def test_conditioning_is_the_pipelines_own(name, request):
             torch.testing.assert_close(ours["pooled"], theirs[2])
 
 
-def test_the_defaults_are_the_authors(sdxl, sana, wan):
+def test_the_papers_preset_has_the_authors_settings(sdxl, sana, wan):
     """The values in their launchers for SDXL, SANA 1.5 and Wan 2.1."""
     names = ("resolution", "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "kappa", "zero_pad")
     table = {sdxl: (768, 4, 1, 400, 1e-4, None), sana: (1024, 2, 2, 500, 5e-5, True), wan: (512, 2, 2, 500, 5e-5, False)}
     for pipe, values in table.items():
-        config = DTITrainer(pipe).config
+        config = DTITrainer(pipe, preset="paper").config
         assert tuple(getattr(config, n) for n in names) == values
         assert config.effective_learning_rate == 0.04 and (config.beta, config.token_scale) == (0.0, "mean")
 

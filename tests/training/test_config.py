@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_type_hints
 
 import pytest
@@ -19,19 +19,36 @@ from diffusers_dti.training.config import ResolvedConfig
 
 def test_the_family_fills_in_defaults():
     config = DTIConfig(train_batch_size=2).resolve(SDXL)
-    assert (config.resolution, config.max_train_steps, config.kappa) == (768, 400, 1e-4)
-    assert config.train_batch_size == 2 and config.learning_rate == 0.01
+    assert (config.resolution, config.gradient_accumulation_steps, config.kappa) == (768, 1, 1e-4)
+    assert config.train_batch_size == 2 and config.learning_rate == 0.05
     assert DTIConfig(method="ti").resolve(SDXL).learning_rate == 0.005
+
+
+@pytest.mark.parametrize("family", [SDXL, Wan])
+def test_the_rate_of_dti_goes_with_its_steps(family):
+    """rate x sqrt(steps) stays. Whatever else walks, and a run that may be made longer, has the authors' rate and steps."""
+    for given, expected in (({}, (100, 0.05)), ({"max_train_steps": 25}, (25, 0.1)), ({"max_train_steps": 400}, (400, 0.025))):
+        config = DTIConfig(**given).resolve(family)
+        assert (config.max_train_steps, config.learning_rate, config.lr_scheduler) == (*expected, "cosine")
+    assert DTIConfig(lr_scheduler="linear").resolve(family).learning_rate == 0.05
+    assert DTIConfig(learning_rate=0.3).resolve(family).learning_rate == 0.3
+    others = [{"lr_scheduler": "constant"}, {"optimizer": "adamw"}, {"optimizer": "radam"}, {"preset": "paper"}]
+    for given in [*others, {"adapter": "lora"}]:
+        config = DTIConfig(**given).resolve(family)
+        assert (config.max_train_steps, config.learning_rate) == (family.defaults["max_train_steps"], 0.01)
+        assert config.lr_scheduler == "constant"
 
 
 def test_methods_are_settings():
     """The authors' launchers."""
     for settings, expected in (
-        ({}, {"optimizer": "rsgd", "adapter": None, "dco_beta": 0, "reg_lambda": 0, "max_train_steps": 400}),
+        ({}, {"optimizer": "rsgd", "adapter": None, "dco_beta": 0, "reg_lambda": 0}),
+        ({"preset": "paper"}, {"learning_rate": 0.01, "max_train_steps": 400}),
         ({}, {"context_lambda": 0, "context_prompts": None}),
         ({"method": "ti"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 0, "max_train_steps": 400}),
         ({"method": "crossinit"}, {"optimizer": "adamw", "learning_rate": 0.005, "reg_lambda": 1e-5}),
         ({"method": "dco"}, {"adapter": "lora", "adapter_rank": 4, "dco_beta": 1000, "max_train_steps": 250}),
+        ({"method": "dco"}, {"learning_rate": 0.01, "lr_scheduler": "constant"}),
         ({"method": "oft"}, {"adapter": "oft", "adapter_learning_rate": 5e-5, "dco_beta": 0, "max_train_steps": 150}),
         ({"method": "dco", "max_train_steps": 9, "dco_beta": 0}, {"max_train_steps": 9, "dco_beta": 0, "adapter": "lora"}),
         ({"method": "ti", "adapter": "oft"}, {"adapter": "oft", "optimizer": "adamw", "max_train_steps": 400}),
@@ -41,9 +58,10 @@ def test_methods_are_settings():
 
 
 def test_the_effective_rate_is_the_authors():
-    assert DTIConfig().resolve(SDXL).effective_learning_rate == pytest.approx(0.04)
-    assert DTIConfig(gradient_accumulation_steps=2).resolve(SDXL).effective_learning_rate == pytest.approx(0.08)
-    assert DTIConfig(scale_lr=False).resolve(SDXL).effective_learning_rate == 0.01
+    paper = DTIConfig(preset="paper")
+    assert paper.resolve(SDXL).effective_learning_rate == pytest.approx(0.04)
+    assert replace(paper, gradient_accumulation_steps=2).resolve(SDXL).effective_learning_rate == pytest.approx(0.08)
+    assert replace(paper, scale_lr=False).resolve(SDXL).effective_learning_rate == 0.01
 
 
 @pytest.mark.parametrize(
@@ -145,6 +163,9 @@ def test_the_papers_preset_and_where_it_differs():
         differing = {name: both for name, both in differing.items() if both[0] != both[1]}
         assert differing == {
             "preset": (None, "paper"),
+            "max_train_steps": (100, family.defaults["max_train_steps"]),
+            "learning_rate": (0.05, 0.01),
+            "lr_scheduler": ("cosine", "constant"),
             "pooling": ("eos", "legacy"),
             "initializer_context": (True, False),
             "prefix_space": ("absorbed", "kept"),

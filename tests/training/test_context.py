@@ -159,7 +159,7 @@ def test_a_strong_weight_keeps_the_context(sdxl, loop_of, method):
 @pytest.mark.parametrize("method", ["ti", "dti"])
 def test_a_resumed_run_is_the_whole_run(sdxl, loop_of, tmp_path, method):
     settings = {"method": method, "num_vectors": 2, "gradient_accumulation_steps": 2, "max_train_steps": 4}
-    settings["context_lambda"] = 1.0
+    settings |= {"context_lambda": 1.0, "lr_scheduler": "constant"}
     whole = loop_of(sdxl, **settings)
     assert whole.metadata["training"]["context_lambda"] == 1.0
     loop_of(sdxl, **settings | {"max_train_steps": 2}, output_dir=tmp_path, checkpointing_steps=2)

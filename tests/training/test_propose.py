@@ -200,7 +200,7 @@ def test_every_concept_has_its_own_word(sdxl, photos, monkeypatch):
 
 def test_a_resumed_run_keeps_its_word(sdxl, photos, tmp_path, monkeypatch):
     calls = plant(monkeypatch, "toy", "toy")
-    auto = SETTINGS | {"initializer_token": "auto", "max_train_steps": 4}
+    auto = SETTINGS | {"initializer_token": "auto", "max_train_steps": 4, "lr_scheduler": "constant"}
     whole = DTITrainer(sdxl, **auto).fit(photos)
     sdxl.unload_directional_inversion()
     running = auto | {"output_dir": tmp_path, "checkpointing_steps": 2, "resume_from_checkpoint": "latest"}
