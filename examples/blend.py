@@ -52,7 +52,7 @@ def sheet(ways: dict[str, list[Point]]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subjects", type=int, nargs=2, default=[0, 3], help="two of the test subjects, 0 to 5 (default: 0 3)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 100)")
     parser.add_argument("--out", type=Path, default=Path("out/blend"), help="folder for the concepts and the figure")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent / "worlds"))
 
 import measure
 import scenes
-import study
 from diffusers import DiffusionPipeline
 from gates import open_world, world_of
+from rows import FINAL, TI_BEST
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.figures import SheetRow, paint_sheet
+from diffusers_dti.training.defaults import STEPS
 
 TILE = 128  # pixels
 
@@ -46,7 +47,7 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
     Args:
         world: the name of the world.
         number: which of the test subjects, 0 to 5.
-        steps: training steps. None uses the default of the model family.
+        steps: training steps of both. None takes DTI's default, and as many as the authors for TI.
         out: the file for the sheet.
 
     Returns:
@@ -56,18 +57,19 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
     pipe = open_world(world)
     subject = scenes.TEST_SUBJECTS[number]
     print(f"The subject: a {subject.words()}.")
-    ti = {"method": "ti", "learning_rate": study.CHOSEN[world]["TI"]}  # TI's best rate of three in the first worlds
-    *classic, _ = measure.learn(pipe, subject, 0, max_train_steps=steps, **ti)
-    *directional, concept = measure.learn(pipe, subject, 0, max_train_steps=steps)
+    classic_steps, own_steps = steps or FINAL[world], steps or STEPS
+    ti = {"method": "ti", **TI_BEST[world]}  # the best rate and schedule on other subjects
+    *classic, _ = measure.learn(pipe, subject, 0, max_train_steps=classic_steps, **ti)
+    *directional, concept = measure.learn(pipe, subject, 0, max_train_steps=own_steps)
     rows = [
         (f'the word "{subject.shape}" alone', *measure.in_words(pipe, subject, subject.shape, seed=0)),
         ("the description in words", *measure.in_words(pipe, subject, None, seed=0)),
-        ("Textual Inversion", *classic),
-        ("Directional Textual Inversion", *directional),
+        (f"Textual Inversion, {classic_steps} steps", *classic),
+        (f"Directional Textual Inversion, {own_steps} steps", *directional),
     ]  # fmt: skip
-    print(f"{'':32}subject  prompt  norm")
+    print(f"{'':42}subject  prompt  norm")
     for name, _, figures in rows:
-        print(f"{name:32}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
+        print(f"{name:42}{figures['subject']:7.2f} {figures['prompt']:7.2f} {figures['norm']:5.2f}")
     out.parent.mkdir(parents=True, exist_ok=True)
     texts = [p.text for p in measure.prompts(subject, measure.TOKEN)]
     sheet(scenes.photos(subject, pixels=world_of(pipe).pixels, seed=0), texts, rows).save(out)
@@ -78,7 +80,7 @@ def compare(world: str, number: int, steps: int | None, out: Path) -> tuple[Diff
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subject", type=int, default=3, help="which of the test subjects, 0 to 5 (default: 3)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, help="training steps of both methods (default: 400 of TI, 100 of DTI)")
     parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"), help="file for the sheet")
     args = parser.parse_args()
     compare("sdxl", args.subject, args.steps, args.out)

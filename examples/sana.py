@@ -32,7 +32,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
         "--prompt", default="a {} in a chef outfit, by the Eiffel Tower", help='prompt with "{}" for the placeholder'
     )
     parser.add_argument("--subject", type=int, default=3, help="which of the world's test subjects, 0 to 5 (default: 3)")
-    parser.add_argument("--steps", type=int, help="training steps (default: 500)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 100, and 500 for the TI of the small world)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
     args = parser.parse_args()
     if args.model and not args.photos:

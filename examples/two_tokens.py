@@ -35,7 +35,7 @@ def ground_photos(folder: Path, count: int = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, default=100, help="training steps (default: 100)")
     parser.add_argument("--out", type=Path, default=Path("out/two_tokens"), help="folder for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from diffusers_dti import DirectionalInversion, DirectionalTextualInversionMixin
 from diffusers_dti.concept.concept import Concept
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL
 from diffusers_dti.pipeline import inspection, inspection_report
+from diffusers_dti.training import defaults
 
 NEED_AN_EXAMPLE = [
     "DTIConfig", "DTITrainer", "DTITrainer.fit", "DirectionalInversion", "DirectionalInversion.from_embeddings",
@@ -89,6 +90,7 @@ def names(sdxl, concept, photos, local_hub, tmp_path, monkeypatch):
     concept(sdxl, "<cat>", seed=1).save_pretrained("user/dti-cat")
     small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
     monkeypatch.setattr(StableDiffusionXL, "defaults", StableDiffusionXL.defaults | small)
+    monkeypatch.setattr(defaults, "STEPS", 2)
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: sdxl)
     monkeypatch.setattr(type(sdxl), "to", lambda self, *args, **kwargs: self)
     call, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}

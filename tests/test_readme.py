@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_dti.families import find_family
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL as family
+from diffusers_dti.training import defaults
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,8 +28,8 @@ def test_the_code_for_sana_and_wan(sana, wan, photos, tmp_path, monkeypatch):
         (wan, {"height": 16, "width": 16}),
     ):
         module, call = type(find_family(pipe)), type(pipe).__call__
-        small = {"resolution": 32, "max_train_steps": 2}
-        monkeypatch.setattr(module, "defaults", module.defaults | small)
+        monkeypatch.setattr(module, "defaults", module.defaults | {"resolution": 32})
+        monkeypatch.setattr(defaults, "STEPS", 2)
         quick = size | {"num_inference_steps": 1}
         monkeypatch.setattr(type(pipe), "__call__", lambda self, *a, _c=call, _q=quick, **k: _c(self, *a, **k | _q))
         monkeypatch.setattr(type(pipe), "to", lambda self, device: self)
@@ -56,16 +57,17 @@ def test_the_code_runs(page, sdxl, concept, photos, local_hub, tmp_path, monkeyp
     monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
     small = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
     monkeypatch.setattr(family, "defaults", family.defaults | small)
+    monkeypatch.setattr(defaults, "STEPS", 2)
     names = {"WIDTH": 16}
     original = type(sdxl).__call__
     quick = {"num_inference_steps": 1, "height": 16, "width": 16}
     monkeypatch.setattr(type(sdxl), "__call__", lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
     for block in blocks:  # less of everything, and nothing else changed
-        exec(block.replace("max_train_steps=300", "max_train_steps=3").replace("steps=100", "steps=2"), names)
+        exec(block.replace("steps=25", "steps=2"), names)
     assert asked[0][0] == "stabilityai/stable-diffusion-xl-base-1.0"
     if page == "README.md":
         assert list(local_hub.repos) == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<dog>"]
-        assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-300/checkpoint-2").is_dir()
+        assert Path("out/dog/learned_embeds_2.safetensors").is_file() and Path("out/dog-run/checkpoint-2").is_dir()
     if page == "docs/hub.md":
         dog, animals = local_hub.repos["user/dti-dog"], local_hub.repos["user/dti-animals"]
         assert dog.private and set(dog.refs) == {"main", "refs/pr/1", "v1"}
@@ -101,6 +103,7 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     config = {"_class_name": type(sdxl).__name__, **sdxl.config}
     monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **kwargs: config)
     monkeypatch.setattr(family, "defaults", family.defaults | {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2})
+    monkeypatch.setattr(defaults, "STEPS", 2)
     original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
     quickly = functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
     monkeypatch.setattr(type(sdxl), "__call__", quickly)

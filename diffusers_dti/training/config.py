@@ -107,7 +107,7 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         affects_result=False,
     )
     validation_steps: int = setting(
-        100, "generate validation images every N steps, and at the end", at_least=1, affects_result=False
+        25, "generate validation images every N steps, and at the end", at_least=1, affects_result=False
     )
     report_to: str | None = setting(None, 'a tracker of accelerate, such as "tensorboard" or "wandb"', affects_result=False)
 

@@ -39,12 +39,15 @@ class OptimizationSettings:
         None, 'the prompts of the context loss, with "{}" for the placeholder, instead of the built-in ones'
     )
     learning_rate: float | None = setting(
-        None, 'the step length on the sphere, before `scale_lr` (0.01; 0.005 for "ti" and "crossinit")', at_least=0
+        None,
+        "the step length on the sphere, before `scale_lr`: by default 0.5 / sqrt(`max_train_steps`) at the first step; with "
+        'another optimizer, an adapter or a constant rate 0.01; 0.005 for "ti" and "crossinit"',
+        at_least=0,
     )
     lr_scheduler: Schedule | None = setting(
         None,
-        'how the rate falls: "constant" does not, "linear" and "cosine" reach 0 at the end, "late" is constant for two thirds '
-        "of the steps and then linear. A run with a rate that falls cannot be made longer afterwards",
+        'how the rate falls: "cosine", the default, and "linear" reach 0 at the end, "late" is constant for two thirds of the '
+        'steps and then linear, "constant" does not fall. Only a run with a constant rate can be made longer afterwards',
         choices=get_args(Schedule),
     )
     timestep_sampling: TimestepSampling | None = setting(
@@ -60,6 +63,11 @@ class OptimizationSettings:
         affects_result=False,
     )
     scale_lr: bool = setting(True, "multiply `learning_rate` by batch size, accumulation steps and number of processes")
-    max_train_steps: int | None = setting(None, "the number of steps of the optimizer", at_least=1)
+    max_train_steps: int | None = setting(
+        None,
+        "the number of steps of the optimizer: by default 100 for Riemannian SGD with a rate that falls, and otherwise as many "
+        "as the authors take for the method and the family",
+        at_least=1,
+    )
     train_batch_size: int | None = setting(None, "the number of samples in a batch, in each process", at_least=1)
     gradient_accumulation_steps: int | None = setting(None, "the number of batches in a step", at_least=1)

@@ -42,9 +42,11 @@ class TokenSettings:
     )  # fmt: skip
     num_vectors: int | None = setting(None, "the number of vectors; by default one per token of the initializer", at_least=1)
     preset: Preset | None = setting(
-        None, '"paper" for the authors\' choices: pooling "legacy", `initializer_context` off, `prefix_space` "kept"',
+        None,
+        '"paper" for the authors\' choices: their steps at a constant rate, pooling "legacy", `initializer_context` off, '
+        '`prefix_space` "kept"',
         choices=get_args(Preset),
-    )  # fmt: skip
+    )
     # Not a `Literal`: the methods are an open registry, to which other packages may add.
     method: str = setting(
         "dti",

@@ -56,8 +56,8 @@ def new(steps: int) -> dict[str, Any]:
 NEW = new(100)
 FINAL = {"sdxl": 400, "sana": 500, "wan": 500}  # the old default's steps, which are the authors'
 # The best rate and schedule of the dev subjects' walks of 100 steps (walk.py); and the rate that lengthens a row to about 50
-# times the mean norm, as in real models. AdamW lengthens it by rate x sqrt(width x steps), so that a narrow encoder with long rows
-# needs a higher rate.
+# times the mean norm, as in real models. AdamW lengthens it by rate x sqrt(width x steps), so that a narrow encoder with long
+# rows needs a higher rate.
 TI_BEST: dict[str, dict[str, Any]] = {
     "sdxl": {"learning_rate": 0.001, "lr_scheduler": "constant"},
     "sana": {"learning_rate": 0.02, "lr_scheduler": "cosine"},
