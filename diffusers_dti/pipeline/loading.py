@@ -1,40 +1,55 @@
 """Load, unload and save concepts: check everything first, then change the pipeline."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
 from . import vocabulary
 from .matching import match_components
-from .offload import offload_disabled
+from .offload import all_offload_disabled
 from .prompt_check import check_placeholder
 from .protocols import Pipeline
 from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, rescale
+from .vocabulary_check import check
 
 logger = logging.get_logger(__name__)
 
 
+Source = str | Path | Mapping[str, Any] | DirectionalInversion
+
+
+@overload
+def load_directional_inversion(
+    pipe: Pipeline, source: Source, token: str | Sequence[str] | None = None, *args: Any, **kwargs: Any
+) -> DirectionalInversion: ...
+
+
+@overload
+def load_directional_inversion(
+    pipe: Pipeline, source: Sequence[Source], token: Sequence[str] | None = None, *args: Any, **kwargs: Any
+) -> list[DirectionalInversion]: ...
+
+
 def load_directional_inversion(
     pipe: Pipeline,
-    source: str | Path | Mapping[str, Any] | DirectionalInversion,
-    token: str | None = None,
+    source: Source | Sequence[Source],
+    token: str | Sequence[str] | None = None,
     token_scale: ScaleRule | float | None = None,
     pooling: Pooling | None = None,
     hf_token: str | bool | None = None,
     **kwargs: Any,
-) -> DirectionalInversion:
-    """Load a learned concept into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
+) -> DirectionalInversion | list[DirectionalInversion]:
+    """Load a learned concept, or several, into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
 
     Args:
         pipe: a diffusers pipeline in which each `text_encoder*` has a `tokenizer*`.
-        source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`.
-        token: the placeholder to use in prompts; the file's own by default.
+        source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`; a list of them for several concepts.
+        token: the placeholder to use in prompts, for several concepts a list of them; the files' own by default.
         token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number; as stored by
             default.
         pooling: "eos" or "legacy", where CLIP's text vector is pooled; by default as the concept was trained.
@@ -42,10 +57,10 @@ def load_directional_inversion(
         kwargs: `weight_name`, `allow_pickle`, and arguments of `huggingface_hub.hf_hub_download`.
 
     Returns:
-        The concept as it was loaded, with its placeholder and scale.
+        The concept as it was loaded, with its placeholder and scale; a list for several concepts.
 
     Raises:
-        ValueError: if the concept does not fit, or the placeholder is taken; the pipeline is then unchanged.
+        ValueError: if a concept does not fit, or a placeholder is taken; nothing is loaded then.
         TypeError: if there is no such argument.
         OSError: if there is nothing at the source, or the Hub cannot be reached.
 
@@ -59,6 +74,19 @@ def load_directional_inversion(
         '<rex>'
         ```
     """
+    sources: list[Any] = list(source) if isinstance(source, list | tuple) else [source]
+    tokens = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
+    if len(tokens) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
+        raise ValueError(f"`token` needs a placeholder for each of {len(sources)} concepts, or is left out.")
+    concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in zip(sources, tokens)]
+    loaded = inject(pipe, concepts, token_scale)
+    return loaded if isinstance(source, list | tuple) else loaded[0]
+
+
+def _read(
+    source: Source, token: str | None, pooling: Pooling | None, hf_token: str | bool | None, kwargs: Mapping[str, Any]
+) -> tuple[DirectionalInversion, Pooling]:
+    """Read a concept, and say where CLIP's text vector is pooled with it."""
     if token is not None and token.startswith("hf_"):  # before it is sent anywhere or repeated in a message
         raise ValueError("`token` is the placeholder, and this one looks like a Hub credential: pass that as `hf_token`.")
     if isinstance(source, DirectionalInversion):
@@ -71,7 +99,7 @@ def load_directional_inversion(
     pooling = pooling or inversion.metadata.get("pooling", "eos")
     if pooling not in get_args(Pooling):
         raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
-    return inject(pipe, inversion, pooling, token_scale)
+    return inversion, pooling
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:
@@ -86,31 +114,51 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
 
 def inject(
     pipe: Pipeline,
-    inversion: DirectionalInversion,
-    pooling: Pooling,
+    concepts: Sequence[tuple[DirectionalInversion, Pooling]],
     token_scale: ScaleRule | float | None = None,
     reuse_existing: bool = True,
-) -> DirectionalInversion:
-    """Add a concept to the pipeline's tokenizers and tables: the whole concept, or nothing.
+) -> list[DirectionalInversion]:
+    """Add concepts to the pipeline's tokenizers and tables: all of them whole, or nothing.
 
     Args:
         pipe: the pipeline.
-        inversion: the concept.
-        pooling: "eos" or "legacy", where CLIP's text vector is pooled.
-        token_scale: "mean", "min" or "max" of the encoder's vocabulary, or a number; None keeps the concept's own scale.
-        reuse_existing: reuse the concept's tokens and rows if a reopened pipeline already has them.
+        concepts: the concepts, each with "eos" or "legacy", where CLIP's text vector is pooled.
+        token_scale: "mean", "min" or "max" of the encoder's vocabulary, or a number; None keeps the concepts' own scales.
+        reuse_existing: reuse a concept's tokens and rows if a reopened pipeline already has them.
 
     Returns:
-        The parts of the concept that were loaded, with their scale.
+        The parts of the concepts that were loaded, with their scale.
 
     Raises:
-        ValueError: if the concept does not fit, or the placeholder is taken; the pipeline is then unchanged.
+        ValueError: if a concept does not fit, or a placeholder is taken; the pipeline is then unchanged.
     """
     encoders = find_text_encoders(pipe)
     if len({id(encoder.tokenizer) for encoder in encoders.values()}) < len(encoders):
         raise ValueError(
             f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, with `copy.deepcopy`."
         )
+    loaded: list[DirectionalInversion] = []
+    parts: dict[str, list[tuple[DirectionalInversion, Pooling]]] = {component: [] for component in encoders}
+    with all_offload_disabled(encoder.model for encoder in encoders.values()):
+        for given, pooling in concepts:
+            inversion = _fitted(pipe, encoders, given, token_scale)
+            loaded.append(inversion)
+            for component in inversion.directions:
+                parts[component].append((inversion, pooling))
+        for component, own in parts.items():
+            check(encoders[component], [inversion for inversion, _ in own], reuse_existing)
+        # Everything above only reads.
+        vocabulary.add((encoders[component], own) for component, own in parts.items())
+    return loaded
+
+
+def _fitted(
+    pipe: Pipeline,
+    encoders: Mapping[str, TextEncoder],
+    inversion: DirectionalInversion,
+    token_scale: ScaleRule | float | None,
+) -> DirectionalInversion:
+    """Return the parts of a concept that are for this pipeline, at the norms that were asked for."""
     inversion = match_components(pipe, encoders, inversion)
     matching = {c: encoders[c] for c in inversion.directions}
     missing = sorted(encoders.keys() - matching.keys())
@@ -119,32 +167,7 @@ def inject(
             f"{inversion.placeholder_token} has nothing for {', '.join(missing)}: there it remains an ordinary, unknown word."
         )
     check_placeholder(pipe, inversion.placeholder_token)
-    with _offload_disabled(matching.values()):
-        if token_scale is not None:
-            inversion = rescale(matching, inversion, token_scale)
-        for encoder in matching.values():
-            vocabulary.check(encoder, inversion, reuse_existing)
-        # Everything above only reads. From here on the pipeline changes, and a failure has to be undone.
-        changed: list[TextEncoder] = []
-        try:
-            for encoder in matching.values():
-                changed.append(encoder)
-                vocabulary.add(encoder, inversion, pooling)
-        except BaseException:
-            for encoder in changed:
-                if inversion.placeholder_token in encoder.concepts:
-                    vocabulary.remove(encoder, inversion.placeholder_token, undo=True)
-            raise
-    return inversion
-
-
-@contextmanager
-def _offload_disabled(encoders: Iterable[TextEncoder]) -> Iterator[None]:
-    """Give access to the tensors of several encoders."""
-    with ExitStack() as stack:
-        for encoder in encoders:
-            stack.enter_context(offload_disabled(encoder.model))
-        yield
+    return inversion if token_scale is None else rescale(matching, inversion, token_scale)
 
 
 def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
@@ -185,12 +208,9 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
     unknown = [p for p in placeholders if p not in loaded]
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
-    encoders = find_text_encoders(pipe)
-    with _offload_disabled(encoders.values()):
-        for encoder in encoders.values():
-            for placeholder in placeholders:
-                if placeholder in encoder.concepts:
-                    vocabulary.remove(encoder, placeholder)
+    encoders = find_text_encoders(pipe).values()
+    with all_offload_disabled(encoder.model for encoder in encoders):
+        vocabulary.remove((encoder, [p for p in placeholders if p in encoder.concepts]) for encoder in encoders)
 
 
 def save_directional_inversion(pipe: Pipeline, save_directory: str | Path, token: str | None = None) -> None:

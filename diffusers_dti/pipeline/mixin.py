@@ -1,38 +1,51 @@
 """Give every diffusers pipeline the methods that load, unload and save concepts."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..concept.inversion import DirectionalInversion
 from . import loading
+from .loading import Source
 from .text_encoders import Pooling, ScaleRule
 
 
 class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
     """Load, unload and save concepts. Every diffusers pipeline has these methods once `diffusers_dti` is imported."""
 
+    @overload
+    def load_directional_inversion(
+        self, source: Source, token: str | Sequence[str] | None = None, *args: Any, **kwargs: Any
+    ) -> DirectionalInversion: ...
+
+    @overload
+    def load_directional_inversion(
+        self, source: Sequence[Source], token: Sequence[str] | None = None, *args: Any, **kwargs: Any
+    ) -> list[DirectionalInversion]: ...
+
     def load_directional_inversion(
         self,
-        source: str | Path | Mapping[str, Any] | DirectionalInversion,
-        token: str | None = None,
+        source: Source | Sequence[Source],
+        token: str | Sequence[str] | None = None,
         token_scale: ScaleRule | float | None = None,
         pooling: Pooling | None = None,
         hf_token: str | bool | None = None,
         **kwargs: Any,
-    ) -> DirectionalInversion:
-        """Load a learned concept into every text encoder of the pipeline, for use in prompts.
+    ) -> DirectionalInversion | list[DirectionalInversion]:
+        """Load a learned concept into every text encoder of the pipeline, for use in prompts; or several at once.
 
-        Either the whole concept is loaded, or the pipeline stays as it was.
+        Either all of it is loaded, or the pipeline stays as it was, also if loading is interrupted.
 
         Args:
             source: where the concept is: a Hub id ("user/dti-dog"), a folder, a file, a state dict, or a
                 `DirectionalInversion`. Files may be ours or those of diffusers' scripts, A1111, ComfyUI, kohya,
                 OneTrainer and InvokeAI. A state dict is what such a file holds, such as `{"<dog>": rows}`, or has the rows of
-                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`.
-            token: the placeholder to use in prompts, such as "<dog>"; the file's own by default.
+                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`. A list loads several
+                concepts, in little more time than one.
+            token: the placeholder to use in prompts, such as "<dog>", or a list of them for a list of concepts; the files' own
+                by default.
             token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number. By
                 default the stored norm. "mean" repairs the inflated embeddings of classic textual inversion.
             pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" pools at the placeholder, as transformers
@@ -46,11 +59,11 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
                 `cache_dir`, `local_files_only`, `force_download` and the other arguments of `hf_hub_download`.
 
         Returns:
-            The concept as it was loaded, with its placeholder and scale. It holds the parts for this pipeline's encoders.
+            The concept as it was loaded, with its placeholder and scale. It holds the parts for this pipeline's encoders. For a
+            list, a list of them.
 
         Raises:
-            ValueError: if the concept does not fit the pipeline, the placeholder is taken, or a setting is not one of the
-                choices.
+            ValueError: if a concept does not fit the pipeline, a placeholder is taken, or a setting is not one of the choices.
             TypeError: if there is no such argument.
             OSError: if there is nothing at the source, or the Hub cannot be reached.
 
@@ -69,6 +82,12 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
 
             ```py
             >>> cat = pipe.load_directional_inversion("user/dti-cat", token="<felix>", token_scale="mean")
+            ```
+
+            Several at once:
+
+            ```py
+            >>> rex, tom = pipe.load_directional_inversion(["user/dti-dog", "user/dti-cat"], token=["<rex>", "<tom>"])
             ```
         """
         return loading.load_directional_inversion(self, source, token, token_scale, pooling, hf_token, **kwargs)

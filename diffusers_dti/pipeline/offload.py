@@ -3,8 +3,8 @@
 This is the only file that uses diffusers' private offloading functions.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accelerate import cpu_offload
@@ -34,6 +34,15 @@ def offload_disabled(model: nn.Module) -> Iterator[None]:
         if hooks:
             cpu_offload(model, hooks[0].execution_device, offload_buffers=hooks[0].offload_buffers)
         _maybe_remove_and_reapply_group_offloading(model)
+
+
+@contextmanager
+def all_offload_disabled(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Give access to the tensors of several models."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(offload_disabled(model))
+        yield
 
 
 def module_hooks(module: nn.Module) -> list[Any]:

@@ -19,7 +19,7 @@ ScaleRule = Literal["mean", "min", "max"]
 STATE_ATTRIBUTE = "_directional_inversions"
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class LoadedConcept:
     """One concept in one encoder's table.
 
@@ -28,17 +28,17 @@ class LoadedConcept:
         tokens: the tokens of its vectors.
         ids: the ids of these tokens, which are its rows.
         pooling: where CLIP's text vector is pooled while this concept is the last one loaded.
-        reused_rows: the rows that a reopened pipeline already had under these tokens; None if the rows were added.
+        reused: whether a reopened pipeline already had these tokens and rows.
     """
 
     inversion: DirectionalInversion
     tokens: list[str]
     ids: list[int]
     pooling: Pooling
-    reused_rows: Tensor | None
+    reused: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class VocabularyState:
     """What unloading needs to put an encoder back.
 

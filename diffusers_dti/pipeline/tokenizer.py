@@ -11,12 +11,16 @@ import copyreg
 import functools
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers.utils import logging
 from transformers import AddedToken
 
 from .protocols import Tokenizer
+from .transaction import change, change_entry, drop_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as _Base
@@ -33,81 +37,123 @@ def token_names(placeholder: str, count: int) -> list[str]:
     return [placeholder] if count == 1 else [f"⟦{i}:{'·'.join(placeholder)}⟧" for i in range(count)]
 
 
-def add_tokens(tokenizer: Tokenizer, tokens: list[str], absorb_space: bool = False) -> None:
-    """Add tokens that match exactly as they are written, upper case included, and only as whole words.
+@dataclass(frozen=True)
+class NewTokens:
+    """The tokens of a placeholder.
 
     Args:
-        tokenizer: a tokenizer, fast or slow.
-        tokens: the tokens of one placeholder.
-        absorb_space: let the first token take up the space before it, as the words of SentencePiece and byte-level vocabularies
+        names: their names.
+        absorb_space: let the first one take up the space before it, as the words of SentencePiece and byte-level vocabularies
             do ("▁dog", "Ġdog"). Otherwise Gemma reads "a <dog>" as "a", "▁", "<dog>", and no prompt that it was trained on has
             a "▁" of its own.
     """
+
+    names: Sequence[str]
+    absorb_space: bool = False
+
+
+def add_tokens(undo: ExitStack, tokenizer: Tokenizer, new: Sequence[NewTokens]) -> None:
+    """Add tokens that match exactly as they are written, upper case included, and only as whole words.
+
+    They are added in place, since a copy of a tokenizer of 256,000 entries takes more than a second; to undo it, it is built
+    anew without them.
+
+    Args:
+        undo: see `transaction`.
+        tokenizer: a tokenizer, fast or slow.
+        new: the tokens of each placeholder.
+    """
     fast = hasattr(tokenizer, "_tokenizer")
-    for number, token in enumerate(tokens):
-        absorbs = absorb_space and number == 0
-        # Fast tokenizers match normalized tokens after lower-casing, and other tokens before. The slow CLIP tokenizer does the
-        # reverse, and matches single words only between spaces, so it would miss the "<dog>" of "<dog>,".
-        edges = token[0].isalnum() and token[-1].isalnum()
-        tokenizer.add_tokens(AddedToken(token, normalized=not fast, single_word=fast and edges, lstrip=absorbs))
+    tokens = []
+    for placeholder in new:
+        for number, name in enumerate(placeholder.names):
+            absorbs = placeholder.absorb_space and number == 0
+            # Fast tokenizers match normalized tokens after lower-casing, and other tokens before. The slow CLIP tokenizer does
+            # the reverse, and matches single words only between spaces, so it would miss the "<dog>" of "<dog>,".
+            edges = name[0].isalnum() and name[-1].isalnum()
+            tokens.append(AddedToken(name, normalized=not fast, single_word=fast and edges, lstrip=absorbs))
+    undo.callback(lambda: removal(tokenizer, {token.content for token in tokens}, {})(ExitStack()))
+    tokenizer.add_tokens(tokens)
 
 
-def remove_tokens(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
-    """Remove tokens from a tokenizer and change the ids of others.
+def removal(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
+    """Prepare to remove tokens from a tokenizer and to change the ids of others.
 
     Args:
         tokenizer: a tokenizer, fast or slow.
         names: the tokens to remove.
         moved: new ids by old ones.
+
+    Returns:
+        A function that does it, and can be undone.
     """
     if not names & tokenizer.get_vocab().keys():
-        return  # this is not the tokenizer that they were added to
+        return lambda undo: None  # this is not the tokenizer that they were added to
     if hasattr(tokenizer, "_tokenizer"):
-        _remove_from_fast(tokenizer, names, moved)
-    else:
-        _remove_from_slow(tokenizer, names, moved)
+        return _removal_from_fast(tokenizer, names, moved)
+    return _removal_from_slow(tokenizer, names, moved)
 
 
-def _remove_from_fast(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
+def _removal_from_fast(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
     import tokenizers
 
     state = json.loads(tokenizer._tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in names]
     for token in state["added_tokens"]:
         token["id"] = moved.get(token["id"], token["id"])
-    tokenizer._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
-    if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
-        tokenizer._wrap_decode_method_backend_tokenizer()
+    without = tokenizers.Tokenizer.from_str(json.dumps(state))
+
+    def remove(undo: ExitStack) -> None:
+        change(undo, tokenizer, "_tokenizer", without)
+        if hasattr(tokenizer, "_wrap_decode_method_backend_tokenizer"):  # CLIPTokenizerFast of transformers 4
+            tokenizer._wrap_decode_method_backend_tokenizer()
+
+    return remove
 
 
-def _remove_from_slow(tokenizer: Any, names: set[str], moved: dict[int, int]) -> None:
+def _removal_from_slow(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
     from transformers.tokenization_utils import Trie  # the slow tokenizers of transformers 4
 
     kept = {moved.get(i, i): t for i, t in tokenizer._added_tokens_decoder.items() if t.content not in names}
-    tokenizer._added_tokens_decoder = kept
-    tokenizer._added_tokens_encoder = {t.content: i for i, t in kept.items()}
-    tokenizer.tokens_trie = Trie()
-    tokenizer._update_trie()
-    tokenizer._update_total_vocab_size()
+
+    def remove(undo: ExitStack) -> None:
+        change(undo, tokenizer, "_added_tokens_decoder", kept)
+        change(undo, tokenizer, "_added_tokens_encoder", {t.content: i for i, t in kept.items()})
+        change(undo, tokenizer, "tokens_trie", Trie())
+        change(undo, tokenizer, "total_vocab_size", tokenizer.total_vocab_size)
+        tokenizer._update_trie()
+        tokenizer._update_total_vocab_size()
+
+    return remove
 
 
-def start_expanding(tokenizer: Any, placeholder: str, tokens: list[str]) -> None:
-    """Make `placeholder` stand for `tokens` in every text from now on."""
-    expansions = getattr(tokenizer, _EXPANSIONS, None)
-    if expansions is None:
-        own_class: type = type(tokenizer)
-        tokenizer.__class__ = _expanding_class(own_class)
-        expansions = {}
-        tokenizer.__dict__[_EXPANSIONS] = expansions
-    expansions[placeholder] = "".join(tokens)  # no spaces: Gemma and T5 would turn them into tokens
+def start_expanding(undo: ExitStack, tokenizer: Any, expansions: Mapping[str, Sequence[str]]) -> None:
+    """Make placeholders stand for several tokens in every text from now on.
+
+    Args:
+        undo: see `transaction`.
+        tokenizer: a tokenizer, fast or slow.
+        expansions: the tokens by placeholder.
+    """
+    # No spaces between the tokens: Gemma and T5 would turn them into tokens.
+    own = {placeholder: "".join(tokens) for placeholder, tokens in expansions.items() if len(tokens) > 1}
+    if own:
+        before = tokenizer.__dict__.get(_EXPANSIONS)
+        change_entry(undo, tokenizer.__dict__, _EXPANSIONS, (before or {}) | own)
+        if before is None:
+            own_class: type = type(tokenizer)
+            change(undo, tokenizer, "__class__", _expanding_class(own_class))
 
 
-def stop_expanding(tokenizer: Any, placeholder: str) -> None:
+def stop_expanding(undo: ExitStack, tokenizer: Any, placeholders: Iterable[str]) -> None:
     """Undo `start_expanding`; after the last placeholder the tokenizer gets its own class back."""
-    expansions = getattr(tokenizer, _EXPANSIONS, {})
-    if expansions.pop(placeholder, None) is not None and not expansions:
-        del tokenizer.__dict__[_EXPANSIONS]
-        tokenizer.__class__ = type(tokenizer).__bases__[-1]
+    before = tokenizer.__dict__.get(_EXPANSIONS, {})
+    kept = {placeholder: text for placeholder, text in before.items() if placeholder not in set(placeholders)}
+    if kept:
+        change_entry(undo, tokenizer.__dict__, _EXPANSIONS, kept)
+    elif before:
+        change(undo, tokenizer, "__class__", type(tokenizer).__bases__[-1])
+        drop_entry(undo, tokenizer.__dict__, _EXPANSIONS)
 
 
 def _expand(text: Any, expansions: dict[str, str]) -> Any:

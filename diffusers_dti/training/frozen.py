@@ -1,7 +1,7 @@
 """The pipeline while it is trained, and exactly as before afterwards."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -17,18 +17,22 @@ def frozen(pipe: Pipeline) -> Iterator[None]:
     Eval mode also keeps the encoders' dropout off (the authors' `.train()` turns UMT5's on).
     """
     modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
-    training = {m: m.training for module in modules for m in module.modules()}
     with pipeline_offload_disabled(pipe):
-        gradients = {p: p.requires_grad for module in modules for p in module.parameters()}
+        undo = ExitStack()  # goes on with the others if one is interrupted
+        for module in modules:
+            for m in module.modules():
+                undo.callback(setattr, m, "training", m.training)
+            for p in module.parameters():
+                undo.callback(p.requires_grad_, p.requires_grad)
         try:
-            for module in modules:
-                module.eval().requires_grad_(False)
-            yield
+            try:
+                for module in modules:
+                    module.eval().requires_grad_(False)
+                yield
+            finally:
+                undo.close()
         finally:
-            for m, was in training.items():
-                m.training = was
-            for p, was in gradients.items():
-                p.requires_grad_(was)
+            undo.close()  # if Ctrl-C came just before
 
 
 @contextmanager

@@ -220,11 +220,9 @@ class DTITrainer:
         encoders = find_text_encoders(self.pipe)
         starts = {word: possible_starts(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
-        loaded: list[str] = []
+        before = loading.directional_inversions(self.pipe).keys()
         try:
-            for word, own in starts.items():
-                loading.inject(self.pipe, own[0], c.pooling, reuse_existing=False)
-                loaded.append(word)
+            loading.inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
             denoisers = self.family.present_denoisers().values()
             with frozen(self.pipe), gradient_checkpointing(denoisers, c.gradient_checkpointing):
                 concepts = []
@@ -240,11 +238,10 @@ class DTITrainer:
                 self.history, self.validation_images = loop.log.history, loop.log.images
                 self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
                 loop.run()
-                for encoder in encoders.values():
-                    for inversion in self.inversions.values():
-                        vocabulary.set_rows(encoder, inversion)
+                vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
         except BaseException:
-            loading.unload_directional_inversion(self.pipe, loaded)
+            now = loading.directional_inversions(self.pipe).keys()
+            loading.unload_directional_inversion(self.pipe, [word for word in now if word not in before])
             if adapter is not None:
                 adapter.remove()
             raise

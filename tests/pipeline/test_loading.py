@@ -325,8 +325,6 @@ def test_unknown_arguments_are_refused(sd, concept, tmp_path):
     for source, arguments in ((made, {"weight_name": "a"}), (tmp_path, {"scale": "mean"}), (tmp_path, {"tokenizer": 1})):
         with pytest.raises(TypeError, match=next(iter(arguments))):
             sd.load_directional_inversion(source, **arguments)
-    with pytest.raises(TypeError, match="One concept at a time"):
-        sd.load_directional_inversion([tmp_path])
     assert sd.directional_inversions == {}
 
 
@@ -337,3 +335,34 @@ def test_half_precision_pipelines_load(sdxl, concept):
         sdxl.load_directional_inversion(made)
         assert torch.equal(rows_in(sdxl, "text_encoder"), made.embeddings["text_encoder"][0].to(dtype))
         sdxl.unload_directional_inversion()
+
+
+def test_several_at_once_are_as_one_by_one(pipe, concept):
+    made = [concept(pipe, f"<{name}>", vectors=1 + i % 3, seed=i) for i, name in enumerate("abcd")]
+    before, single = states(pipe), copy.deepcopy(pipe)
+    for one in made:
+        single.load_directional_inversion(one)
+    loaded = pipe.load_directional_inversion(made)
+    assert [one.placeholder_token for one in loaded] == list(pipe.directional_inversions) == ["<a>", "<b>", "<c>", "<d>"]
+    assert not differing(states(pipe), states(single))
+    pipe.unload_directional_inversion(["<c>", "<a>"])
+    single.unload_directional_inversion("<a>")
+    single.unload_directional_inversion("<c>")
+    assert not differing(states(pipe), states(single))
+    pipe.unload_directional_inversion()
+    assert not differing(states(pipe), before)
+
+
+def test_several_at_once_under_other_names(sdxl, concept):
+    a, b = sdxl.load_directional_inversion((concept(sdxl), concept(sdxl, seed=1)), token=["<a>", "<b>"], token_scale=2.0)
+    assert list(sdxl.directional_inversions) == ["<a>", "<b>"] and a.scales["text_encoder"].item() == pytest.approx(2.0)
+    assert sdxl.load_directional_inversion(concept(sdxl), token=["<c>"]).placeholder_token == "<c>"  # as stock takes it
+    before = states(sdxl)
+    for wrong in ("<d>", ["<d>"], ["<d>", "<e>", "<f>"]):
+        with pytest.raises(ValueError, match="needs a placeholder for each of 2 concepts"):
+            sdxl.load_directional_inversion([a, b], token=wrong)
+    for second, message in (("<d>", "<d> is already loaded"), ("<d>_1", "<d>_1 and <d> cannot be loaded together")):
+        with pytest.raises(ValueError, match=message):
+            sdxl.load_directional_inversion([a, b], token=["<d>", second])
+    assert not differing(states(sdxl), before)
+    assert sdxl.load_directional_inversion([]) == []

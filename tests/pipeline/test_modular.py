@@ -105,7 +105,7 @@ def test_errors_leave_the_pipeline_as_it_was(ordinary, sd, concept, monkeypatch)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vocabulary, "set_rows", interrupted)  # after tokens and rows are added
+    monkeypatch.setattr(vocabulary, "_set_state", interrupted)  # after tokens and rows are added
     with pytest.raises(KeyboardInterrupt):
         made.load_directional_inversion(concept(ordinary, "<cat>", vectors=2))
     assert not differing(states(made), before)

@@ -186,15 +186,15 @@ def test_undoing_a_load_keeps_the_reused_rows(sdxl, concept, tmp_path, monkeypat
     made = concept(sdxl)
     sdxl.load_directional_inversion(made)
     again = reopened(sdxl, tmp_path)
-    before, pool, calls = states(again), vocabulary._set_pooling, []
+    before, set_state, calls = states(again), vocabulary._set_state, []
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return pool(*args)
+        return set_state(*args)
 
-    monkeypatch.setattr(vocabulary, "_set_pooling", interrupted)
+    monkeypatch.setattr(vocabulary, "_set_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again.load_directional_inversion(made, token_scale=2.0)
     assert not differing(states(again), before)

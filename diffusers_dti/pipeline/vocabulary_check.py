@@ -1,0 +1,77 @@
+"""Check that concepts can be added to a text encoder. Nothing here writes."""
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..concept.inversion import DirectionalInversion
+from .text_encoders import TextEncoder
+from .tokenizer import token_names
+
+_NUMBERED = re.compile(r"(.+)_\d+")  # how diffusers names the vectors of one token
+
+
+def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reuse_existing: bool = True) -> None:
+    """Check that concepts can be added.
+
+    Args:
+        encoder: the text encoder to add them to.
+        inversions: the concepts, of which only the part for this encoder is checked.
+        reuse_existing: accept a concept whose tokens and rows a reopened pipeline already has.
+
+    Raises:
+        ValueError: if a width differs, or a placeholder is taken.
+    """
+    vocabulary = encoder.tokenizer.get_vocab().keys()
+    loaded = set(encoder.concepts)
+    bases = {_base(placeholder) for placeholder in loaded}
+    for inversion in inversions:
+        placeholder, rows = inversion.placeholder_token, inversion.embeddings[encoder.component]
+        _check_width(encoder, inversion, rows)
+        if placeholder in loaded:
+            raise ValueError(
+                f"{placeholder} is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
+                f"unload it first with `unload_directional_inversion({placeholder!r})`."
+            )
+        if placeholder in bases or _base(placeholder) in loaded:
+            other = next(o for o in loaded if placeholder in (o, _base(o)) or _base(placeholder) == o)
+            raise ValueError(
+                f"{placeholder} and {other} cannot be loaded together: diffusers takes them for vectors of one token."
+            )
+        taken = {placeholder, *token_names(placeholder, len(rows))} & vocabulary
+        if taken and not (reuse_existing and find_existing(encoder, placeholder, rows)):
+            raise ValueError(
+                f"{placeholder} is in the vocabulary of {encoder.component} already, with another meaning: choose another "
+                "placeholder (`token`, in training `placeholder_token`). If stock `load_textual_inversion` put it there, "
+                "`unload_textual_inversion` takes it out."
+            )
+        loaded.add(placeholder)
+        bases.add(_base(placeholder))
+
+
+def _base(placeholder: str) -> str | None:
+    """Return the token that diffusers would take a placeholder for a vector of, such as "<dog>" for "<dog>_1"."""
+    match = _NUMBERED.fullmatch(placeholder)
+    return match[1] if match else None
+
+
+def _check_width(encoder: TextEncoder, inversion: DirectionalInversion, rows: Tensor) -> None:
+    if rows.shape[1] != encoder.width:
+        base = inversion.metadata.get("base_model")
+        raise ValueError(
+            f"{inversion.placeholder_token} is {rows.shape[1]} wide for {encoder.component}, whose embeddings are "
+            f"{encoder.width} wide: it was learned with another model{f', {base}' if base else ''}."
+        )
+
+
+def find_existing(encoder: TextEncoder, placeholder: str, rows: Tensor) -> list[int] | None:
+    """Return the ids of a concept that a reopened pipeline already has, at any precision and scale, or None."""
+    # Only added tokens count: a word of the encoder's own vocabulary is not a concept, even if it has the same direction.
+    added, weight = encoder.tokenizer.added_tokens_encoder, encoder.weight
+    ids = [added.get(name, len(weight)) for name in token_names(placeholder, len(rows))]
+    if max(ids) >= len(weight):
+        return None
+    existing = weight[ids].detach().float().cpu()
+    return ids if (normalize(existing, dim=-1) - normalize(rows, dim=-1)).abs().max() < 1e-2 else None
