@@ -32,7 +32,7 @@ def walk_settings(steps: int) -> dict[str, Any]:
     Args:
         steps: the number of steps.
     """
-    return {"max_train_steps": steps, "learning_rate": round(0.5 / math.sqrt(steps), 4), "lr_scheduler": "cosine"}
+    return {"max_train_steps": steps, "learning_rate": round(1 / math.sqrt(steps), 4), "lr_scheduler": "cosine"}
 
 
 def default_settings(given: Mapping[str, Any], family: Family | type[Family]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class OptimizationSettings:
     )
     learning_rate: float | None = setting(
         None,
-        "the step length on the sphere, before `scale_lr`: by default 0.5 / sqrt(`max_train_steps`) at the first step; with "
+        "the step length on the sphere, before `scale_lr`: by default 1 / sqrt(`max_train_steps`) at the first step; with "
         'another optimizer, an adapter or a constant rate 0.01; 0.005 for "ti" and "crossinit"',
         at_least=0,
     )

@@ -22,7 +22,7 @@ OURS = "DTI @100"  # the new default
 STEPWISE = ("main", "curve")  # the parts whose rows are named with their steps
 MARGIN = 0.05  # a score that is lower by less than this is no worse
 SCORES = ("subject", "prompt")
-SPLITS = ("test", "fresh", "dev")
+SPLITS = ("test", "fresh", "dev", "more")
 
 
 def records(study: "Study", part: str, world: str, splits: Sequence[str]) -> list[Record]:

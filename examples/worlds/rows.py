@@ -50,7 +50,7 @@ OLD: dict[str, Any] = {"optimizer": "rsgd", "learning_rate": 0.01, "lr_scheduler
 
 def new(steps: int) -> dict[str, Any]:
     """Return the default's settings for a number of steps."""
-    return {"optimizer": "rsgd", "learning_rate": round(0.5 / math.sqrt(steps), 4), "lr_scheduler": "cosine"}
+    return {"optimizer": "rsgd", "learning_rate": round(1 / math.sqrt(steps), 4), "lr_scheduler": "cosine"}
 
 
 NEW = new(100)
@@ -78,10 +78,16 @@ def _main(world: str) -> list[Row]:
     ]
 
 
+def _rates(world: str) -> list[Row]:
+    """The rate of 100 steps; and textual inversion, to compare."""
+    rates = [Row(f"rate {rate:g}", NEW | {"learning_rate": rate}) for rate in (0.05, 0.07, 0.1, 0.2)]
+    return [*rates, Row("TI, rate 0.02", {"method": "ti", "learning_rate": 0.02, "lr_scheduler": "cosine"})]
+
+
 def _curve(world: str) -> list[Row]:
     """The new default by the number of steps: with the rate that goes with it, and with the rate of 100 steps."""
     rows = [Row("DTI", new(steps), (steps,)) for steps in (25, 50, 100, 200, 400)]
-    return [*rows, Row("DTI, rate .05", NEW, (25, 50, 100, 200, 400))]
+    return [*rows, Row("DTI, rate .1", NEW, (25, 50, 100, 200, 400))]
 
 
 def _others(world: str) -> list[Row]:
@@ -140,6 +146,7 @@ PARTS = {
     name: Part({world: rows(world) for world in FINAL}, splits, seeds)
     for name, rows, splits, seeds in (
         ("main", _main, _REPORTED, 3),
+        ("rates", _rates, ("dev", "more"), 1),
         ("curve", _curve, ("dev", *_REPORTED), 1),
         ("others", _others, _REPORTED, 3),
         ("starts", _starts, ("dev",), 3),

@@ -31,7 +31,19 @@ import diffusers_dti
 from diffusers_dti import DirectionalInversion, DTITrainer
 from diffusers_dti.evaluation.store import Store
 
-SUBJECTS = {"dev": scenes.DEV_SUBJECTS, "test": scenes.TEST_SUBJECTS, "fresh": scenes.FRESH_SUBJECTS}
+
+def more_subjects() -> list[scenes.Bundle]:
+    """Return ten more held-out subjects to choose by: one of each shape, and four of colors and shapes on which walks fail."""
+    taken = {*scenes.DEV_SUBJECTS, *scenes.TEST_SUBJECTS, *scenes.FRESH_SUBJECTS}
+    free, rng = [bundle for bundle in scenes.HELD_BUNDLES if bundle not in taken], random.Random(11)
+    drawn = [rng.choice([bundle for bundle in free if bundle.shape == shape]) for shape in scenes.SHAPES]
+    hard = [b for b in free if b.shape in ("star", "cross", "pillar") and b.fill in ("yellow", "cyan") and b not in drawn]
+    return drawn + hard[:4]
+
+
+SUBJECTS = {
+    "dev": scenes.DEV_SUBJECTS, "more": more_subjects(), "test": scenes.TEST_SUBJECTS, "fresh": scenes.FRESH_SUBJECTS,
+}  # fmt: skip
 SECONDS, SECONDS_PER_STEP = 6, 0.06  # for scores and for a step, on one core: to announce the time
 
 

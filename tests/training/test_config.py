@@ -20,17 +20,17 @@ from diffusers_dti.training.config import ResolvedConfig
 def test_the_family_fills_in_defaults():
     config = DTIConfig(train_batch_size=2).resolve(SDXL)
     assert (config.resolution, config.gradient_accumulation_steps, config.kappa) == (768, 1, 1e-4)
-    assert config.train_batch_size == 2 and config.learning_rate == 0.05
+    assert config.train_batch_size == 2 and config.learning_rate == 0.1
     assert DTIConfig(method="ti").resolve(SDXL).learning_rate == 0.005
 
 
 @pytest.mark.parametrize("family", [SDXL, Wan])
 def test_the_rate_of_dti_goes_with_its_steps(family):
     """rate x sqrt(steps) stays. Whatever else walks, and a run that may be made longer, has the authors' rate and steps."""
-    for given, expected in (({}, (100, 0.05)), ({"max_train_steps": 25}, (25, 0.1)), ({"max_train_steps": 400}, (400, 0.025))):
+    for given, expected in (({}, (100, 0.1)), ({"max_train_steps": 25}, (25, 0.2)), ({"max_train_steps": 400}, (400, 0.05))):
         config = DTIConfig(**given).resolve(family)
         assert (config.max_train_steps, config.learning_rate, config.lr_scheduler) == (*expected, "cosine")
-    assert DTIConfig(lr_scheduler="linear").resolve(family).learning_rate == 0.05
+    assert DTIConfig(lr_scheduler="linear").resolve(family).learning_rate == 0.1
     assert DTIConfig(learning_rate=0.3).resolve(family).learning_rate == 0.3
     others = [{"lr_scheduler": "constant"}, {"optimizer": "adamw"}, {"optimizer": "radam"}, {"preset": "paper"}]
     for given in [*others, {"adapter": "lora"}]:
@@ -164,7 +164,7 @@ def test_the_papers_preset_and_where_it_differs():
         assert differing == {
             "preset": (None, "paper"),
             "max_train_steps": (100, family.defaults["max_train_steps"]),
-            "learning_rate": (0.05, 0.01),
+            "learning_rate": (0.1, 0.01),
             "lr_scheduler": ("cosine", "constant"),
             "pooling": ("eos", "legacy"),
             "initializer_context": (True, False),
