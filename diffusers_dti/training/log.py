@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ class TrainingLog:
             with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
                 entry = json.loads(line)
                 if entry["step"] <= step:
-                    self.history.append(entry)
+                    self.history.append({key: math.nan if value is None else value for key, value in entry.items()})
         with atomic_file(log) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
+            temporary.write_text("".join(map(_line, self.history)))
 
     def write_metrics(self, step: int, metrics: Mapping[str, Mapping[str, float]], skipped: int) -> None:
         """Write an entry.
@@ -91,7 +92,7 @@ class TrainingLog:
         self.bar.set_postfix(shown)
         if self.folder is not None:
             with (self.folder / LOG_NAME).open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(_line(entry))
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
 
@@ -112,3 +113,8 @@ class TrainingLog:
                 tracker.finish()
         except Exception as error:  # a tracker that is offline must not cost the result
             logger.warning(f"The tracker could not be closed: {error}")
+
+
+def _line(entry: Mapping[str, float]) -> str:
+    """Return an entry as a line of JSON, which has no NaN."""
+    return json.dumps({key: value if math.isfinite(value) else None for key, value in entry.items()}) + "\n"

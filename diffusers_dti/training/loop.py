@@ -23,6 +23,7 @@ from .trainable import TrainableConcept
 
 logger = logging.get_logger(__name__)
 
+LOST_STEPS = 20  # steps in a row without a finite gradient, after which a run ends
 LOG_EVERY = 10  # steps between two readings of loss and angle: each one waits for the device
 
 
@@ -44,6 +45,7 @@ class Loop:
     Raises:
         ValueError: if the checkpoint to resume from is another run's.
         OSError: if there is no such checkpoint.
+        FloatingPointError: in `run`, if gradients are not finite for too long.
     """
 
     def __init__(
@@ -71,6 +73,9 @@ class Loop:
         self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])
         self._losses = torch.zeros(len(concepts), device=self.pipe.device)  # summed since the last log entry
         self._steps_summed = 0
+        self._first_step = self._checked_step = self.step
+        self._skipped = self._skipped_by_all_and_worst()[1]
+        self._lost_in_a_row = 0
 
     def _checkpoint_settings(self) -> dict[str, Any]:
         """Return what must be the same when the run is resumed."""
@@ -99,6 +104,8 @@ class Loop:
                     self._train_step()
                 for word, concept in zip(self.words, self.concepts):
                     self.inversions[word] = concept.current()
+            except FloatingPointError:  # there is nothing to keep
+                raise
             except BaseException:
                 self._keep_interrupted()
                 raise
@@ -136,17 +143,36 @@ class Loop:
         """Write a log entry with the mean losses since the last one."""
         losses = reduce(self._losses / self._steps_summed, "mean").tolist()
         self._losses, self._steps_summed = torch.zeros_like(self._losses), 0
-        skipped = self.stepper.skipped_steps
-        for optimizer in self.stepper.optimizers:
-            for state in optimizer.state.values():
-                if "skipped" in state:
-                    skipped += int(state["skipped"].sum())
+        skipped = self._skipped_by_all_and_worst()
         metrics = {}
         for word, loss, concept in zip(self.words, losses, self.concepts):
             metrics[word] = {"loss": loss, **concept.metrics()}
             if self._due(self.config.heldout_loss_steps):
                 metrics[word]["heldout_loss"] = self.stepper.heldout_loss(concept).item()
-        self.log.write_metrics(self.step, metrics, skipped)
+        self.log.write_metrics(self.step, metrics, skipped[0])
+        self._check_updates(skipped[1])
+
+    def _skipped_by_all_and_worst(self) -> tuple[int, int]:
+        """Return how many updates were skipped so far, and how many of one row, the one with the most."""
+        rows = self.stepper.skipped_updates()
+        return self.stepper.skipped_steps + sum(rows), self.stepper.skipped_steps + max(rows, default=0)
+
+    def _check_updates(self, skipped: int) -> None:
+        """Check that there is no row that is never updated.
+
+        Args:
+            skipped: the number of updates that the row with the most of them has skipped.
+        """
+        done, self._checked_step = self.step - self._checked_step, self.step
+        lost, self._skipped = skipped - self._skipped, skipped
+        self._lost_in_a_row = self._lost_in_a_row + lost if lost == done else 0
+        at_the_end = self.step == self.config.max_train_steps and self._lost_in_a_row == self.step - self._first_step
+        if self._lost_in_a_row >= LOST_STEPS or (at_the_end and self._lost_in_a_row):
+            raise FloatingPointError(
+                f"{', '.join(self.words)}: the gradients of {self._lost_in_a_row} steps in a row were not finite, so that "
+                "nothing is learned. Load the pipeline in float32 or bfloat16, since float16 overflows in some models, or look "
+                "for NaN in its weights and in the photos' latents."
+            )
 
     def _validate(self) -> None:
         """Generate validation images, if they are due."""

@@ -82,7 +82,7 @@ class SphereOptimizer(torch.optim.Optimizer, ABC):
         if not state:
             column = v.new_zeros(*v.shape[:-1], 1)
             state.update(t=column.clone(), skipped=column.clone(), **self.start_state(v, group))
-        finite = data.isfinite().all(-1, keepdim=True)
+        finite = data.square().sum(-1, keepdim=True).isfinite()  # a moment of it would stay infinite for ever
         moves = finite & data.ne(0).any(-1, keepdim=True)
         state["skipped"] += ~finite
 

@@ -56,7 +56,22 @@ class Stepper:
         """
         losses = self._accumulate(step)
         self._optimizer_step(step)
-        return None if _overflowed(self.scaler) else losses
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            if scale > 1:
+                return None
+            self.skipped_steps += 1  # below 1 it was no overflow, but NaN
+        return losses
+
+    def skipped_updates(self) -> list[int]:
+        """Return how many updates each row has skipped by itself so far, besides `skipped_steps`."""
+        counts: list[int] = []
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                if "skipped" in state:
+                    counts += state["skipped"].flatten().int().tolist()
+        return counts
 
     def heldout_loss(self, concept: TrainableConcept) -> Tensor:
         """Return the held-out loss of a concept, a scalar."""
@@ -130,10 +145,3 @@ class Stepper:
         if self.processes.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = reduce(parameter.grad, "mean")
-
-
-def _overflowed(scaler: torch.amp.GradScaler) -> bool:
-    """Update the loss scale, and return whether the step was skipped for overflow; below a scale of 1 it was for NaN."""
-    before = scaler.get_scale()
-    scaler.update()
-    return 1 < before > scaler.get_scale()

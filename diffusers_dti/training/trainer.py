@@ -131,6 +131,7 @@ class DTITrainer:
         Raises:
             ValueError: if photos, captions, masks or a placeholder cannot be used, or a checkpoint is from another run.
             OSError: if a file cannot be read or written.
+            FloatingPointError: if no gradient is finite in 20 steps in a row, or in all steps. Nothing is learned then.
 
         Example:
 

@@ -1,5 +1,6 @@
 """The methods, each against its formula."""
 
+import json
 import math
 
 import pytest
@@ -106,7 +107,7 @@ def test_a_trained_magnitude_takes_adams_first_step(sdxl, photos):
 
 def test_the_dco_loss(sdxl, photos):
     """It starts at log 2, where its gradient is beta / 2 times the plain one: the same first step on the sphere."""
-    common = SETTINGS | {"kappa": 0.0, "max_train_steps": 1, "adapter_start_step": 0}
+    common = SETTINGS | {"kappa": 0.0, "max_train_steps": 1, "adapter_start_step": 0, "learning_rate": 0.01}
     plain = DTITrainer(sdxl, **common).fit(photos)
     sdxl.unload_directional_inversion()
     trainer = DTITrainer(sdxl, **common, method="dco")
@@ -172,3 +173,34 @@ def test_a_gradient_that_is_not_finite_costs_nothing(sdxl, photos, monkeypatch, 
         assert all(p.isfinite().all() for p in trainer.adapter.parameters.values())
     assert moved == [1, 2, 3, 4, 5]
     assert len(calls) >= 6 if precision == "float16" else trainer.history[-1]["skipped"] == 1
+
+
+@pytest.mark.parametrize("name", ["DTI", "TI", "DTI with a LoRA"])
+@pytest.mark.parametrize(("precision", "steps", "lost"), [("float32", 40, 20), ("float32", 7, 7), ("float16", 40, 20)])
+def test_a_run_that_learns_nothing_ends(sdxl, photos, tmp_path, monkeypatch, name, precision, steps, lost):
+    """Nothing is saved as learned, and the log is JSON."""
+    settings = METHODS.get(name, {"adapter": "lora", "adapter_start_step": 0})
+    sdxl.to(getattr(torch, precision))
+    trainer = DTITrainer(sdxl, **SETTINGS, **settings, max_train_steps=steps, output_dir=tmp_path)
+    original = trainer.family.loss
+    monkeypatch.setattr(trainer.family, "loss", lambda *args: original(*args) * float("nan"))
+    with pytest.raises(FloatingPointError, match=f"<dog>: the gradients of {lost} steps in a row were not finite.* float32"):
+        trainer.fit(photos)
+    assert trainer.inversions == sdxl.directional_inversions == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["train_log.jsonl"]
+    lines = (tmp_path / "train_log.jsonl").read_text().splitlines()
+    assert "NaN" not in "".join(lines) and json.loads(lines[-1])["loss"] is None
+    assert json.loads(lines[-1])["skipped"] >= lost
+
+
+def test_a_run_that_loses_some_steps_goes_on(sdxl, photos, monkeypatch):
+    trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=40)
+    original, calls = trainer.family.loss, []
+
+    def loss(*args):
+        calls.append(1)
+        return original(*args) * (float("nan") if 2 < len(calls) < 21 else 1.0)
+
+    monkeypatch.setattr(trainer.family, "loss", loss)
+    trainer.fit(photos)
+    assert trainer.history[-1]["step"] == 40 and trainer.history[-1]["skipped"] >= 15

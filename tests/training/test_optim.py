@@ -202,3 +202,20 @@ def test_bad_settings_are_refused(settings, message):
         RiemannianSGD([torch.nn.Parameter(problem()[0])], **settings)
     with pytest.raises(ValueError, match="float32"):
         RiemannianSGD([torch.nn.Parameter(problem()[0].bfloat16())], lr=0.1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_a_row_recovers_from_an_enormous_gradient(beta):
+    """Its square is infinite in float32: a running mean of it would stay so for ever."""
+    start, loss = problem()
+    v = torch.nn.Parameter(start.clone())
+    optimizer = RiemannianSGD([v], lr=0.04, beta=beta)
+    for step in range(3):
+        v.grad = None
+        loss(v).backward()
+        if step == 1:
+            v.grad[0] = 1e20
+        before = v.detach().clone()
+        optimizer.step()
+        moved = (v.detach() - before).norm(dim=-1) > 0.01
+        assert moved.tolist() == [step != 1, True, True]
