@@ -1,14 +1,16 @@
 """Whole or not at all, with the modes that ordinary files have."""
 
 import os
+import shutil
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_dti.atomic import atomic_file, atomic_files, atomic_folder
+from diffusers_dti.atomic import atomic_file, atomic_files, atomic_folder, tidy
 
 
 def mode(path):
@@ -192,3 +194,35 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
         (folder / "a").write_text("new")
     assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "out"]
+
+
+# ---------------------------------------------------------------------------------------------------- after a killed process
+def test_a_folder_that_was_moved_aside_is_put_back(tmp_path, monkeypatch):
+    """The process is killed between the two renames."""
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a.txt").write_text("old")
+    rename, calls = Path.rename, []
+
+    def killed(self, target):
+        calls.append(self.name)
+        if len(calls) > 1:
+            raise SystemExit
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # no cleaning up
+    with pytest.raises(SystemExit), atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a.txt").write_text("new")
+    monkeypatch.undo()
+    assert not (tmp_path / "folder").exists()
+    tidy(tmp_path)
+    assert tree(tmp_path) == {"folder/a.txt": b"old"}
+
+
+def test_tidying_leaves_what_is_not_ours(tmp_path):
+    names = (".hidden", ".a.txt.partial", ".a.0123456789ab", ".git.0123456789ab.partially")
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a.txt.0123456789ab.partial.txt").write_text("half")
+    tidy(tmp_path)
+    assert tree(tmp_path).keys() == set(names)

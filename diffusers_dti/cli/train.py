@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,6 +100,9 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
     try:
         trainer.fit(photos, captions)
         processes().wait_for_everyone()  # only the first process writes
+        if processes().is_main_process and not is_complete(trainer):
+            trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
+            raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
         _print(f"{name}: learned, in {folder}.")
     finally:
         if trainer.adapter is not None and getattr(trainer.adapter.model, "peft_config", None):

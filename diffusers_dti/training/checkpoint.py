@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from ..concept.inversion import DirectionalInversion
 from .adapter import Adapter
 from .seeds import SAMPLES_VERSION
 from .trainable import TrainableConcept
+
+logger = logging.get_logger(__name__)
 
 STATE = "training_state.safetensors"
 
@@ -50,8 +53,13 @@ def save(
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        OSError: if it cannot be written, or another program's folder has its name.
     """
     folder = output_dir / f"checkpoint-{step}"
+    if folder.exists() and not _is_ours(folder):
+        raise OSError(f"{folder} is another program's, and is not replaced: choose another `output_dir`.")
     with atomic_folder(folder) as temporary:
         save_concepts(temporary, [concept.current() for concept in concepts])
         if adapter is not None:
@@ -94,9 +102,14 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 
+def _is_ours(folder: Path) -> bool:
+    """Return whether this package wrote a folder: other trainers call theirs checkpoint-100 as well."""
+    return (folder / STATE).is_file()
+
+
 def _checkpoints(output_dir: Path) -> list[Path]:
     """Return the checkpoints in a folder, in the order of their steps."""
-    found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal() and _is_ours(p)]
     return sorted(found, key=_step)
 
 
@@ -108,16 +121,22 @@ def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
         which: "latest", or a folder, also by its name in `output_dir`.
 
     Returns:
-        Its folder; None if "latest" is asked for and there is none yet.
+        Its folder; None if "latest" is asked for and there is none yet. Of these, one that cannot be read is passed over.
 
     Raises:
         OSError: if there is no such checkpoint.
     """
     if which == "latest":
-        checkpoints = _checkpoints(output_dir)
-        return checkpoints[-1] if checkpoints else None
+        for folder in reversed(_checkpoints(output_dir)):
+            try:
+                _read(folder)
+            except ValueError as error:
+                logger.warning(f"{error} It is passed over.")
+            else:
+                return folder
+        return None
     for folder in (Path(which), output_dir / which):
-        if (folder / STATE).is_file():
+        if _is_ours(folder):
             return folder
     raise OSError(f"{which} is not a checkpoint: a folder with {STATE} is expected, here or in {output_dir}.")
 
@@ -131,9 +150,27 @@ def read_settings(output_dir: str | Path | None, which: str | Path | None) -> di
     folder = find_checkpoint(Path(output_dir), which) if which and output_dir is not None else None
     if folder is None:
         return {}
-    with safe_open(folder / STATE, framework="pt") as f:
-        settings: dict[str, Any] = json.loads(f.metadata()["settings"])
-    return settings
+    return _read(folder)[2]
+
+
+def _read(folder: Path) -> tuple[int, dict[str, str], dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint's state.
+
+    Returns:
+        The number of steps done, the metadata, the settings in it, and the tensors.
+
+    Raises:
+        ValueError: if it is torn, or not what this package writes.
+    """
+    try:
+        with safe_open(folder / STATE, framework="pt") as f:
+            metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        step, settings = int(metadata["step"]), json.loads(metadata["settings"])
+        if step < 0 or not isinstance(settings, dict):
+            raise ValueError(f"it says that it is at step {step}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder} cannot be resumed, {STATE} is damaged: {error}.") from error
+    return step, metadata, settings, tensors
 
 
 def load(
@@ -155,27 +192,35 @@ def load(
 
     Raises:
         ValueError: if the checkpoint is another run's, naming the settings that differ, or an earlier version's, with other
-            samples.
+            samples, or damaged.
     """
-    with safe_open(folder / STATE, framework="pt") as f:
-        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    step, metadata, before, tensors = _read(folder)
     if metadata.get("samples_version") != str(SAMPLES_VERSION):  # checkpoints of version 1 do not say so
         raise ValueError(
             f"{folder} was written by another version of diffusers-dti, which trained on other samples of the same photos, so "
             "its run cannot be continued here. Start anew, without `resume_from_checkpoint` or in another `output_dir`. The "
             "checkpoint itself can still be loaded as a concept."
         )
-    before = json.loads(metadata["settings"])
     differing = sorted(k for k in settings.keys() | before.keys() if settings.get(k) != before.get(k))
     if differing:
         raise ValueError(f"{folder} was written with other settings: {', '.join(differing)}. Use those, or start anew.")
-    with torch.no_grad():
-        for name, parameter in _parameters(concepts, adapter).items():
-            parameter.copy_(tensors.pop(name))
+    parameters = _parameters(concepts, adapter)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, value in tensors.items():
-        _, number, index, key = name.split(".", 3)
-        states[int(number)].setdefault(int(index), {})[key] = value
+    try:
+        for name in tensors.keys() - found.keys():
+            _, number, index, key = name.split(".", 3)
+            states[int(number)].setdefault(int(index), {})[key] = tensors[name]
+    except (ValueError, IndexError):
+        found = {}
+    # The token's optimizer comes first, and has a state for every row since the first step.
+    rows = sum(len(group["params"]) for group in optimizers[0].param_groups)
+    if found != shapes or len(states[0]) != rows:
+        raise ValueError(f"{folder} cannot be resumed: it does not hold what this run trains.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
     for optimizer, state in zip(optimizers, states):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"])
+    return step

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class TrainingLog:
             shown["held_out"] = f"{self._heldout:.4f}"
         self.bar.set_postfix(shown)
         if self.folder is not None:
-            with (self.folder / LOG_NAME).open("a") as file:
+            with _kept_going(LOG_NAME), (self.folder / LOG_NAME).open("a") as file:
                 file.write(_line(entry))
         if self.accelerator is not None:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
@@ -100,7 +100,8 @@ class TrainingLog:
         """Keep a step's validation images, and write the strip of all steps."""
         self.images[step] = images
         if self.folder is not None:
-            validation.strip(self.images).save(self.folder / STRIP_NAME)
+            with _kept_going(STRIP_NAME), atomic_file(self.folder / STRIP_NAME) as temporary:
+                validation.strip(self.images).save(temporary)
 
     def close(self) -> None:
         """Close the bar and the tracker."""
@@ -113,6 +114,15 @@ class TrainingLog:
                 tracker.finish()
         except Exception as error:  # a tracker that is offline must not cost the result
             logger.warning(f"The tracker could not be closed: {error}")
+
+
+@contextlib.contextmanager
+def _kept_going(name: str) -> Iterator[None]:
+    """Let a run go on if a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(f"{name} could not be written, but training goes on: {error}")
 
 
 def _line(entry: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import reduce
 from diffusers.utils import logging
+from safetensors import SafetensorError
 
 from ..concept.inversion import DirectionalInversion
 from ..families.base import Family
@@ -68,6 +69,11 @@ class Loop:
             folder = checkpoint.find_checkpoint(self.output_dir, config.resume_from_checkpoint)
             if folder is not None:
                 self.step = checkpoint.load(folder, concepts, self.stepper.optimizers, adapter, self.settings)
+                if self.step > config.max_train_steps:
+                    raise ValueError(
+                        f"{folder} is at step {self.step}, and `max_train_steps` is {config.max_train_steps}: raise that, or "
+                        "resume from an earlier checkpoint."
+                    )
                 logger.info(f"Resuming from {folder}.")
         self.inversions: dict[str, DirectionalInversion] = {}
         self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])
@@ -187,7 +193,10 @@ class Loop:
             self.log.add_images(self.step, validation.generate(self.family, prompts, c.resolution, c.seed))
 
     def _save(self) -> None:
-        """Write a checkpoint, and then remove the ones that are too old."""
+        """Write a checkpoint, and then remove the ones that are too old. A full disk does not end the run."""
         if self.is_main_process and self.output_dir is not None:
-            checkpoint.save(self.output_dir, self.step, self.concepts, self.stepper.optimizers, self.adapter, self.settings)
-            checkpoint.prune(self.output_dir, self.step, self.config.checkpoints_total_limit)
+            try:
+                checkpoint.save(self.output_dir, self.step, self.concepts, self.stepper.optimizers, self.adapter, self.settings)
+                checkpoint.prune(self.output_dir, self.step, self.config.checkpoints_total_limit)
+            except (OSError, SafetensorError) as error:
+                logger.warning(f"There is no checkpoint of step {self.step}, but training goes on: {error}")

@@ -22,6 +22,7 @@ from .distributed import processes
 from .frozen import frozen, gradient_checkpointing
 from .loop import Loop
 from .metadata import concept_metadata
+from .output import save_or_warn, writing
 from .photos import Captions, Images, Masks, photos_by_placeholder
 from .propose import choose_initializers
 from .samples import prepare_samples
@@ -130,7 +131,7 @@ class DTITrainer:
 
         Raises:
             ValueError: if photos, captions, masks or a placeholder cannot be used, or a checkpoint is from another run.
-            OSError: if a file cannot be read or written.
+            OSError: if a file cannot be read, or `output_dir` not be written to, or another run writes there.
             FloatingPointError: if no gradient is finite in 20 steps in a row, or in all steps. Nothing is learned then.
 
         Example:
@@ -155,9 +156,10 @@ class DTITrainer:
         photos = photos_by_placeholder(self.config, images, captions, masks)
         if self.config.adapter is not None:
             check_adapter(self.family)
-        self._train(photos, callback_on_step_end)
-        if self.config.output_dir is not None and processes().is_main_process:
-            self.save_pretrained(self.config.output_dir)
+        folder = self.config.output_dir if processes().is_main_process else None
+        with writing(folder):
+            self._train(photos, callback_on_step_end)
+            save_or_warn(self.save_pretrained, folder)
         if isinstance(images, Mapping):
             return dict(self.inversions)
         return next(iter(self.inversions.values()))

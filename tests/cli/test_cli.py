@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -412,3 +413,22 @@ def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):
         torch.testing.assert_close(found.directions[component], v, rtol=0, atol=1e-5)
     log = [json.loads(line) for line in (tmp_path / "two" / "rex" / "train_log.jsonl").read_text().splitlines()]
     assert [x["step"] for x in log] == [5]
+
+
+def test_what_cannot_be_saved_is_kept_elsewhere(model, subjects, tmp_path, capsys, monkeypatch):
+    """A full disk at the end of a run: the process ends, and with it the pipeline that holds the concept."""
+    save, folder = DirectionalInversion.save_pretrained, tmp_path / "out" / "rex"
+
+    def full(self, save_directory):
+        if Path(save_directory) == folder:
+            raise OSError("no space left on device")
+        save(self, save_directory)
+
+    monkeypatch.setattr(DirectionalInversion, "save_pretrained", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "--output_dir", tmp_path / "out"]
+    assert dti(*command) == 1
+    said = capsys.readouterr().err
+    assert "could not be written to. What was learned is in" in said and "rex: failed" in said
+    (kept,) = tmp_path.glob("dti-*")
+    assert DirectionalInversion.from_pretrained(kept).metadata["initializer"] == "dog"

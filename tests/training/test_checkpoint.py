@@ -153,14 +153,16 @@ def test_the_version_of_the_samples_is_compared(sdxl, photos, tmp_path, version)
     DTITrainer(sdxl, **settings | {"max_train_steps": 3}, resume_from_checkpoint="latest").fit(photos)
 
 
-def test_a_torn_write_leaves_no_checkpoint(sdxl, photos, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_checkpoint_and_does_not_end_the_run(sdxl, photos, tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
-        DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
-    assert not list(tmp_path.glob("*checkpoint*"))
+    learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=4, output_dir=tmp_path, checkpointing_steps=2).fit(photos)
+    assert not list(tmp_path.glob("*checkpoint*")) and not list(tmp_path.glob(".*"))
+    assert caplog.text.count("but training goes on: no space left on device") == 2
+    saved = DirectionalInversion.from_pretrained(tmp_path)
+    assert torch.equal(learned.embeddings["text_encoder"], saved.embeddings["text_encoder"])
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
@@ -226,3 +228,67 @@ def test_a_torn_log_does_not_stop_a_run(sdxl, photos, tmp_path):
     resumed = DTITrainer(sdxl, **settings | {"max_train_steps": 12}, resume_from_checkpoint="latest")
     resumed.fit(photos)
     assert [json.loads(x)["step"] for x in log.read_text().splitlines()] == [10, 12]
+
+
+def test_other_programs_checkpoints_are_left_alone(sdxl, photos, tmp_path, caplog):
+    """Diffusers' own trainers call their folders checkpoint-100 as well."""
+    for name in ("checkpoint-2", "checkpoint-900"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("precious")
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
+    DTITrainer(sdxl, **settings, max_train_steps=4, resume_from_checkpoint="latest").fit(photos)
+    assert "checkpoint-2 is another program's, and is not replaced" in caplog.text
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-900"]
+    assert all((tmp_path / f"checkpoint-{step}" / "model.safetensors").is_file() for step in (2, 900))
+    assert checkpoint.find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-4"
+
+
+def rewritten(state, change):
+    """Change a checkpoint's tensors and metadata."""
+    with safe_open(state, framework="pt") as f:
+        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    change(tensors, metadata)
+    save_file(tensors, state, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: m.update(step="-1"), "damaged: it says that it is at step -1"),
+        (lambda t, m: m.update(step="999999999999"), "is at step 999999999999, and `max_train_steps` is 4"),
+        (lambda t, m: m.update(settings="[" * 100_000), "damaged"),
+        (lambda t, m: m.pop("settings"), "damaged"),
+        (lambda t, m: t.update({"rows.0.text_encoder.direction": torch.ones(1)}), "does not hold what this run trains"),
+        (lambda t, m: t.pop("rows.0.text_encoder.direction"), "does not hold what this run trains"),
+        (lambda t, m: [t.pop(k) for k in list(t) if k.startswith("optimizer")], "does not hold what this run trains"),
+        (lambda t, m: t.update({"optimizer.7.0.t": torch.ones(1)}), "does not hold what this run trains"),
+        (lambda t, m: t.update({"optimizer.x": torch.ones(1)}), "does not hold what this run trains"),
+    ],
+)
+def test_the_contents_of_a_checkpoint_are_not_believed(sdxl, photos, tmp_path, change, message):
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 2, "max_train_steps": 4}
+    DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    rewritten(tmp_path / "checkpoint-2" / checkpoint.STATE, change)
+    with pytest.raises(ValueError, match=message):
+        DTITrainer(sdxl, **settings, resume_from_checkpoint="checkpoint-2").fit(photos)
+    assert sdxl.directional_inversions == {}
+
+
+def test_a_torn_checkpoint_is_passed_over(sdxl, photos, tmp_path, caplog):
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 2}
+    DTITrainer(sdxl, **settings, max_train_steps=4).fit(photos)
+    sdxl.unload_directional_inversion()
+    state = tmp_path / "checkpoint-4" / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-7])
+    trainer = DTITrainer(sdxl, **settings, max_train_steps=6, resume_from_checkpoint="latest")
+    trainer.fit(photos)
+    assert "checkpoint-4 cannot be resumed" in caplog.text and trainer.history[-1]["step"] == 6
+
+
+def test_fewer_steps_than_the_checkpoint_has_are_refused(sdxl, photos, tmp_path):
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 4}
+    DTITrainer(sdxl, **settings, max_train_steps=4).fit(photos)
+    sdxl.unload_directional_inversion()
+    with pytest.raises(ValueError, match="checkpoint-4 is at step 4, and `max_train_steps` is 3: raise that"):
+        DTITrainer(sdxl, **settings, max_train_steps=3, resume_from_checkpoint="latest").fit(photos)

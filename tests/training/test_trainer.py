@@ -219,7 +219,7 @@ def test_the_log_the_bar_and_the_files(sdxl, tmp_path, photos, capsys):
     log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert log == trainer.history and [x["step"] for x in log] == [10, 12]
     assert set(log[0]) == {"step", "loss", "angle", "norm"}
-    assert 0 < log[0]["angle"] < 10 * math.degrees(math.atan(0.02)) + 1e-3
+    assert 0 < log[0]["angle"] < 10 * math.degrees(math.atan(trainer.config.effective_learning_rate)) + 1e-3
     bar = capsys.readouterr().err
     assert "<dog>" in bar and "loss=" in bar and "angle=" in bar
     read = DirectionalInversion.from_pretrained(tmp_path)
