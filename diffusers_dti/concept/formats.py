@@ -4,6 +4,7 @@ A file of ours holds one tensor, scale · direction, which stock diffusers reads
 direction and scale come back as they were. Files of other programs are recognized by their content (`third_party`).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import atomic_files
 from . import third_party
 from .concept import Concept
 from .registry import COMPONENTS
+from .sorted_file import save_file
 
 VERSION = 1
 STEM, SUFFIX = "learned_embeds", ".safetensors"
@@ -32,12 +33,16 @@ class StoredConcept(NamedTuple):
         rows: (n, d) float32 by component.
         scales: (n,) by component; only our own files have them.
         metadata: JSON values.
+        save: the save that a file of ours belongs to; None for other sources.
+        components: all components of that save.
     """
 
     placeholder: str | None
     rows: dict[str, Tensor]
     scales: dict[str, Tensor]
     metadata: dict[str, Any]
+    save: str | None = None
+    components: frozenset[str] = frozenset()
 
 
 def file_name(component: str, suffix: str = SUFFIX) -> str:
@@ -55,7 +60,7 @@ def component_of(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- writing
 def write_concept(folder: str | Path, concept: Concept) -> None:
-    """Write a concept into a folder, one file for each text encoder; see `write`."""
+    """Write a concept into a folder; see `write`."""
     write(folder, concept.placeholder_token, concept.embeddings, concept.scales, concept.metadata)
 
 
@@ -82,12 +87,21 @@ def write(
     if unknown:
         raise ValueError(f"Concepts for {', '.join(unknown)} cannot be saved, only those for {', '.join(COMPONENTS)}.")
     files = {}
+    # A process that is killed between two renames leaves files of two saves. Each file says which one it is of.
+    whole = {"save": _digest(placeholder, rows, scales, metadata), "components": sorted(rows)}
     for component, own in rows.items():
-        header = {**metadata, "component": component, "scale": scales[component].tolist()}
+        header = {**metadata, "component": component, "scale": scales[component].tolist(), **whole}
         files[folder / file_name(component)] = {placeholder: own}, header
     write_files(files)
     for component in set(COMPONENTS) - set(rows):
         (folder / file_name(component)).unlink(missing_ok=True)
+
+
+def _digest(placeholder: str, rows: Mapping[str, Tensor], scales: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Return a name for a save: the same for the same concept, so that its files are the same, byte for byte."""
+    own = [[c, rows[c].detach().float().cpu().tolist(), scales[c].tolist()] for c in sorted(rows)]
+    parts = [placeholder, json.dumps(metadata, sort_keys=True), own]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def write_files(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
@@ -99,7 +113,7 @@ def write_files(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, An
     with atomic_files(files) as temporary:
         for path, (tensors, header) in zip(temporary, files.values(), strict=True):
             plain = {name: rows.detach().float().cpu().contiguous() for name, rows in tensors.items()}
-            save_file(plain, path, metadata={"format": "pt", "dti": json.dumps({"version": VERSION, **header})})
+            save_file(plain, path, {"format": "pt", "dti": json.dumps({"version": VERSION, **header})})
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -123,7 +137,11 @@ def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False)
         ((word, tensor),) = tensors.items()
         rows, component = torch.atleast_2d(tensor).float(), header.pop("component")
         scale = _check_scale(path, header.pop("scale", None), torch.linalg.vector_norm(rows, dim=-1))
-        return StoredConcept(word, {component: rows}, {component: scale}, header)
+        whole = header.pop("components", [])
+        if not isinstance(whole, list) or not set(map(str, whole)) <= set(COMPONENTS):
+            raise ValueError(f"{path} has a damaged header: its components are {whole!r:.80}.")
+        save = str(header.pop("save", "")) or None
+        return StoredConcept(word, {component: rows}, {component: scale}, header, save, frozenset(whole))
     word = header.pop("placeholder_token", None)  # in files that we wrote for other programs
     try:
         stored = from_tensors(tensors, placeholder, component_of(path.name))

@@ -35,6 +35,8 @@ def read_stored(
     if files is None:
         files = _find_hub_files(str(source), weight_name, subfolder, allow_pickle, hub_kwargs)
     parts = [formats.read(path, placeholder_token, allow_pickle) for path in files]
+    if weight_name is None:
+        _check_save(source, parts)
     return _merge(source, parts, placeholder_token)
 
 
@@ -52,6 +54,23 @@ def _read_state_dict(tensors: Mapping[str, Any], placeholder_token: str | None) 
     except ValueError as error:
         raise ValueError(f"{describe_source(tensors)} cannot be used: {error}.") from error
     return stored._replace(placeholder=placeholder_token or stored.placeholder)
+
+
+def _check_save(source: str | Path, parts: list[StoredConcept]) -> None:
+    """Check that the files of a folder are one save, and all of it.
+
+    Raises:
+        ValueError: if they are not, as when a process was killed while it replaced them.
+    """
+    if len({part.save for part in parts}) > 1:
+        raise ValueError(
+            f"{source}: its files are of several saves, not of one. Save the concept there again, or read one file alone with "
+            "`weight_name`."
+        )
+    missing = frozenset().union(*(part.components for part in parts)) - {name for part in parts for name in part.rows}
+    if missing and not Path(source).is_file():  # a file of its own may be given
+        names = ", ".join(formats.file_name(component) for component in sorted(missing))
+        raise ValueError(f"{source} lacks {names}: save the concept there again, or read one file alone with `weight_name`.")
 
 
 def _merge(source: str | Path, parts: list[StoredConcept], placeholder_token: str | None) -> StoredConcept:

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusers_dti.concept import formats
 
@@ -79,7 +79,7 @@ def test_a_concept_replaces_the_whole_of_an_earlier_one(tmp_path):
 
 def test_plain_diffusers_files_have_no_header(tmp_path):
     save_file({"<cat>": torch.ones(8, dtype=torch.float16)}, tmp_path / "a.safetensors")
-    name, rows, scales, metadata = formats.read(tmp_path / "a.safetensors")
+    name, rows, scales, metadata, *_ = formats.read(tmp_path / "a.safetensors")
     assert name == "<cat>" and torch.equal(rows["text_encoder"], torch.ones(1, 8)) and not scales
     assert rows["text_encoder"].dtype == torch.float32 and metadata == {"encoders": {"text_encoder": None}}
 
@@ -123,3 +123,14 @@ def test_names_and_components(component, name):
     assert formats.file_name(component) == f"{name}.safetensors"
     assert formats.component_of(f"{name}.safetensors") == component
     assert formats.component_of("anything.safetensors") == "text_encoder"
+
+
+@pytest.mark.parametrize("components", [7, [{}], ["text_encoder", "elsewhere"], "text_encoder"])
+def test_a_header_with_damaged_components_is_refused(tmp_path, components):
+    write(tmp_path, {"text_encoder": torch.ones(1, 8)})
+    path = tmp_path / "learned_embeds.safetensors"
+    with safe_open(path, "pt") as f:
+        header = json.loads(f.metadata()["dti"]) | {"components": components}
+    save_file(load_file(path), path, metadata={"dti": json.dumps(header)})
+    with pytest.raises(ValueError, match="damaged header: its components are"):
+        formats.read(path)

@@ -32,8 +32,34 @@ def test_files_restore_a_concept_to_float32_rounding(tmp_path):
 def test_the_second_file_alone_is_read(tmp_path):
     concept = make()
     concept.save_pretrained(tmp_path)
+    for source, name in ((tmp_path / "learned_embeds_2.safetensors", None), (tmp_path, "learned_embeds_2.safetensors")):
+        assert list(DirectionalInversion.from_pretrained(source, weight_name=name).directions) == ["text_encoder_2"]
     (tmp_path / "learned_embeds.safetensors").unlink()
-    assert list(DirectionalInversion.from_pretrained(tmp_path).directions) == ["text_encoder_2"]
+    assert list(DirectionalInversion.from_pretrained(tmp_path / "learned_embeds_2.safetensors").directions) == [
+        "text_encoder_2"
+    ]
+    with pytest.raises(ValueError, match=r"lacks learned_embeds.safetensors: save the concept there again.*weight_name"):
+        DirectionalInversion.from_pretrained(tmp_path)
+
+
+def test_files_of_two_saves_are_refused(tmp_path):
+    """A process was killed between the renames of a save."""
+    make().save_pretrained(tmp_path)
+    first = (tmp_path / "learned_embeds.safetensors").read_bytes()
+    make(seed=1).save_pretrained(tmp_path)
+    DirectionalInversion.from_pretrained(tmp_path)
+    (tmp_path / "learned_embeds.safetensors").write_bytes(first)
+    with pytest.raises(ValueError, match="its files are of several saves, not of one"):
+        DirectionalInversion.from_pretrained(tmp_path)
+
+
+def test_the_files_of_a_concept_are_always_the_same(tmp_path):
+    concept = make()
+    saves = []
+    for _ in range(8):
+        concept.save_pretrained(tmp_path)
+        saves.append([path.read_bytes() for path in sorted(tmp_path.iterdir())])
+    assert all(save == saves[0] for save in saves)
 
 
 def test_plain_diffusers_files_and_state_dicts_are_read(tmp_path):
@@ -62,6 +88,10 @@ def test_sources_that_are_not_concepts_are_refused(tmp_path):
     (tmp_path / "x").mkdir()
     make("<b>").save_pretrained(tmp_path / "x")
     (tmp_path / "x" / "learned_embeds.safetensors").rename(tmp_path / "learned_embeds.safetensors")
+    with pytest.raises(ValueError, match="of several saves"):
+        DirectionalInversion.from_pretrained(tmp_path)
+    for name, word in (("learned_embeds.safetensors", "<a>"), ("learned_embeds_2.safetensors", "<b>")):
+        save_file({word: load_file(tmp_path / name).popitem()[1]}, tmp_path / name)  # as diffusers' scripts write them
     with pytest.raises(ValueError, match="different placeholders"):
         DirectionalInversion.from_pretrained(tmp_path)
     assert DirectionalInversion.from_pretrained(tmp_path, "<c>").placeholder_token == "<c>"
