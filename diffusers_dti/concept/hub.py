@@ -18,6 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+CREDENTIAL = re.compile(r"hf_\w{4,}", re.ASCII)
 STATUS_HINTS = {
     401: "no valid token was sent, and without one a private repository looks like a missing one: check the id, then log in "
     "with `hf auth login` or pass a token",
@@ -28,6 +29,28 @@ STATUS_HINTS = {
     412: "the repository has changed in the meantime: try again",
     429: "there were too many requests: wait a few minutes and try again",
 }
+
+
+# --------------------------------------------------------------------------------------------------------- credentials
+def checked_token(token: str | bool | None) -> str | bool | None:
+    """Return an access token without the white space around it, which one from a file has.
+
+    Args:
+        token: the token, or whether to use the one of `hf auth login`.
+
+    Raises:
+        ValueError: if it cannot be a token. The message does not repeat it.
+    """
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch(r"[!-~]+", token.strip()):  # it would appear in the error of whoever sends it
+        raise ValueError("The Hub's access token has characters that no token has: copy it again from your Hub settings.")
+    return token.strip()
+
+
+def redacted(text: str) -> str:
+    """Return a text of others in one line, without the credentials in it."""
+    return CREDENTIAL.sub("hf_***", " ".join(text.split()))
 
 
 # --------------------------------------------------------------------------------------------------------- downloading
@@ -46,6 +69,9 @@ def download(repo_id: str, candidates: Sequence[Sequence[str]], **hub_kwargs: An
         EntryNotFoundError: if the repository has none of the files.
         OSError: if the id is not a repository id, or the Hub refuses or cannot be reached.
     """
+    if not REPO_ID.fullmatch(repo_id):
+        raise OSError(f"{repo_id} is neither a file or folder here nor a repository id on the Hub.")
+    hub_kwargs["token"] = checked_token(hub_kwargs.get("token"))
     offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
     missing: EntryNotFoundError | None = None
     for names in candidates:
@@ -123,11 +149,11 @@ def _hint(chain: Sequence[BaseException]) -> str | None:
         if response is None:
             continue
         status = response.status_code
-        other = "it is out of order: try again later" if status >= 500 else " ".join(str(error).split())
+        other = "it is out of order: try again later" if status >= 500 else redacted(str(error))
         return f"the Hub answers {status}, {STATUS_HINTS.get(status, other)}"
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is not what its client expects: try again later"
-    return f"the connection to the Hub failed ({' '.join(str(chain[-1]).split())}): check it and try again"
+    return f"the connection to the Hub failed ({redacted(str(chain[-1]))}): check it and try again"
 
 
 def _is_missing_file(chain: Sequence[BaseException]) -> bool:

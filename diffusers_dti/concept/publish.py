@@ -12,7 +12,7 @@ from PIL import Image
 
 from . import formats
 from .concept import Concept
-from .hub import REPO_ID, hub_errors
+from .hub import REPO_ID, checked_token, hub_errors
 from .model_card import IMAGES, model_card
 from .registry import COMPONENTS
 
@@ -50,7 +50,7 @@ def push(
         angle: the angle to the initializer in degrees, averaged over the vectors.
     """
     samples = _check_samples(images or ())
-    api = HfApi(token=token)
+    api = HfApi(token=checked_token(token))
     with tempfile.TemporaryDirectory() as temporary:
         folder, root = Path(temporary), PurePosixPath(subfolder or "")
         concept = _without_local_base(concept)

@@ -30,6 +30,8 @@ def read_stored(
         return _read_state_dict(source, placeholder_token)
     if not isinstance(source, str | Path):
         raise TypeError(f"One concept at a time, from a Hub id, a path or a state dict; got a {type(source).__name__}.")
+    if hub.CREDENTIAL.match(str(source)):  # before it is sent in an address or repeated in a message
+        raise ValueError("The source looks like a Hub credential: give a Hub id or a path, and the credential as `hf_token`.")
     subfolder = subfolder.strip("/") if subfolder else None
     files = _find_local_files(Path(source) / (subfolder or ""), weight_name)
     if files is None:
@@ -129,6 +131,9 @@ def _find_hub_files(
     Raises:
         OSError: if the repository has no concept, or the Hub refuses.
     """
+    beside = sorted(path.parent.name for path in Path(repo_id).parent.glob(f"*/{formats.STEM}*{formats.SUFFIX}"))
+    if beside:
+        raise OSError(f"{repo_id} does not exist. Beside it there are {', '.join(dict.fromkeys(beside))}.")
     suffixes = (formats.SUFFIX, ".bin") if allow_pickle and not weight_name else (formats.SUFFIX,)
     folder = f"{subfolder}/" if subfolder else ""
     candidates = []

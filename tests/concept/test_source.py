@@ -191,3 +191,46 @@ def test_headers_of_both_files_count(tmp_path):
         text = json.dumps(header | more | {"component": component})
         save_file({"<dog>": row}, tmp_path / f"{name}.safetensors", metadata={"dti": text})
     assert read_stored(tmp_path).metadata == {"a": 1, "b": 2}
+
+
+# --------------------------------------------------------------------------------------------------------- credentials
+@pytest.mark.parametrize("token", ["hf_abc\ndef", "hf_abc def", "hf_äbc", "hf_abc\x00", " "])
+def test_a_token_that_cannot_be_one_is_not_repeated(local_hub, token):
+    make().push_to_hub("user/dti-dog")
+    for use in (
+        lambda: DirectionalInversion.from_pretrained("user/dti-dog", token=token),
+        lambda: make().push_to_hub("user/dti-dog", token=token),
+    ):
+        with pytest.raises(ValueError, match="characters that no token has") as caught:
+            use()
+        assert "hf_" not in str(caught.value) and "abc" not in str(caught.value)
+
+
+def test_a_token_from_a_file_has_a_newline(local_hub):
+    make().push_to_hub("user/dti-dog", token=f"{WRITE}\n")
+    assert DirectionalInversion.from_pretrained("user/dti-dog", token=f" {WRITE}\n").placeholder_token == "<dog>"
+
+
+def test_a_token_as_the_source_is_not_sent(local_hub):
+    before = len(local_hub.requests)
+    with pytest.raises(ValueError, match="looks like a Hub credential") as caught:
+        DirectionalInversion.from_pretrained("hf_abcdefghij")
+    assert "abcdefghij" not in str(caught.value) and len(local_hub.requests) == before
+
+
+def test_credentials_in_others_messages():
+    assert hub.redacted("Header\n 'Bearer hf_abcDEF123' is  bad") == "Header 'Bearer hf_***' is bad"
+    assert hub.redacted("half_finished") == "half_finished"
+
+
+def test_a_mistyped_path_is_not_asked_for(local_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make().save_pretrained("out/dog")
+    before = len(local_hub.requests)
+    for source, message in (
+        ("out/dgo", "out/dgo does not exist. Beside it there are dog"),
+        ("dog", "neither a file or folder"),
+    ):
+        with pytest.raises(OSError, match=message):
+            DirectionalInversion.from_pretrained(source)
+    assert len(local_hub.requests) == before
