@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asides import ASIDES
 from gates import WORLDS
-from rows import FINAL, PARTS
+from rows import CEILING, FINAL, FLOOR, PARTS
 from walk import spearman
 
 from diffusers_dti.evaluation.summary import Record, RunSummary, summarize
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from study import Study
 
 OURS = "DTI @100"  # the new default
+LINES = (FLOOR, CEILING, "DTI", "DTI, the old default", "TI, best rate")  # of the figure
 STEPWISE = ("main", "curve")  # the parts whose rows are named with their steps
 MARGIN = 0.05  # a score that is lower by less than this is no worse
 SCORES = ("subject", "prompt")
@@ -73,15 +74,19 @@ def scores_table(study: "Study", part: str, world: str, splits: Sequence[str]) -
     for name, summary in summarize(found).items():
         mean = summary["mean"]
         cells = [interval(summary, score) for score in SCORES]
-        rows.append([name, *cells, f"{mean['norm']['mean']:.1f}", f"{mean['angle']['mean']:.0f}°", str(summary["pictures"])])
+        learned = [f"{mean['norm']['mean']:.1f}", f"{mean['angle']['mean']:.0f}°"]
+        words = name.partition(" @")[0] in (FLOOR, CEILING)
+        rows.append(
+            [name.partition(" @")[0] if words else name, *cells, *(["", ""] if words else learned), str(summary["pictures"])]
+        )
     return table(("", "subject", "prompt", "norm", "angle", "runs"), rows)
 
 
 def differences_table(study: "Study", world: str) -> str:
     """Return the paired differences that the new default is judged by."""
     rows = []
-    for split in ("test", "fresh"):
-        found = records(study, "main", world, [split])
+    for splits in (["test"], ["fresh"], ["test", "fresh"]):
+        found = records(study, "main", world, splits)
         final = FINAL[world]
         for other in (f"DTI, the old default @{final}", "TI, best rate @100", f"TI, best rate @{final}"):
             paired = differences(found, OURS, other)
@@ -89,7 +94,7 @@ def differences_table(study: "Study", world: str) -> str:
                 (summary,) = summarize(paired).values()
                 holds = all(summary["mean"][score]["low"] > -MARGIN for score in SCORES)
                 cells = [interval(summary, score, "+") for score in SCORES]
-                rows.append([split, other, *cells, "yes" if holds else "no", str(summary["pictures"])])
+                rows.append([" and ".join(splits), other, *cells, "yes" if holds else "no", str(summary["pictures"])])
     header = ("subjects", f"{OURS} minus", "subject", "prompt", f"both above -{MARGIN}", "pairs")
     return table(header, rows) if rows else "Not measured yet."
 
@@ -153,15 +158,21 @@ def draw(study: "Study", path: Path) -> None:
     plot = figure_class()(figsize=(11, 6), layout="constrained")
     grid = plot.subplots(2, len(WORLDS), sharex=True, sharey="row", squeeze=False)
     for column, world in enumerate(WORLDS):
-        found = records(study, "main", world, ("test", "fresh"))
         lines: dict[str, dict[int, RunSummary]] = {}
-        for name, summary in summarize(found).items() if found else ():
-            line, _, length = name.partition(" @")
-            if length and "rescaled" not in line:
-                lines.setdefault(line, {})[int(length)] = summary
+        for part in ("curve", "main"):  # the curve has one seed, and only where the other has nothing
+            found = records(study, part, world, ("test", "fresh"))
+            for name, summary in summarize(found).items() if found else ():
+                line, _, length = name.partition(" @")
+                if line in LINES:
+                    lines.setdefault(line, {})[int(length)] = summary
         for row, score in enumerate(SCORES):
             axes = grid[row][column]
-            for line, points in lines.items():
+            for line in (FLOOR, CEILING):
+                if line in lines:
+                    (only,) = lines[line].values()
+                    axes.axhline(only["mean"][score]["mean"], color="gray", linestyle=":", label=line)
+            for line in (line for line in LINES[2:] if line in lines):
+                points = lines[line]
                 estimates = [points[length]["mean"][score] for length in sorted(points)]
                 axes.plot(sorted(points), [e["mean"] for e in estimates], marker="o", markersize=3, label=line)
                 axes.fill_between(sorted(points), [e["low"] for e in estimates], [e["high"] for e in estimates], alpha=0.15)
