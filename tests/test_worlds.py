@@ -237,7 +237,8 @@ def test_the_study(tmp_path, monkeypatch, capsys):
         rows.Row("from another noun", {"method": "dco"}, (2,), start=rows.RANDOM),
     ]
     monkeypatch.setitem(study.PARTS, "main", rows.Part({"sdxl": few}, ("test",), 1))
-    monkeypatch.setattr(study, "SUBJECTS", {"test": scenes.TEST_SUBJECTS[:1]})
+    subjects = {key: [] for key in study.SUBJECTS} | {"test": scenes.TEST_SUBJECTS[:1]}
+    monkeypatch.setattr(study, "SUBJECTS", subjects)
     monkeypatch.setattr(measure, "PROMPTS", measure.PROMPTS[:1])
     monkeypatch.setitem(asides.ASIDES, "photo", lambda world: [["a", "b"], ["photos of", world]])
     monkeypatch.setattr(report, "WORLDS", {"sdxl": gates.WORLDS["sdxl"]})

@@ -74,11 +74,11 @@ def scores_table(study: "Study", part: str, world: str, splits: Sequence[str]) -
     for name, summary in summarize(found).items():
         mean = summary["mean"]
         cells = [interval(summary, score) for score in SCORES]
-        learned = [f"{mean['norm']['mean']:.1f}", f"{mean['angle']['mean']:.0f}°"]
-        words = name.partition(" @")[0] in (FLOOR, CEILING)
-        rows.append(
-            [name.partition(" @")[0] if words else name, *cells, *(["", ""] if words else learned), str(summary["pictures"])]
-        )
+        more = [f"{mean['norm']['mean']:.1f}", f"{mean['angle']['mean']:.0f}°"]
+        line = name.partition(" @")[0]
+        if line in (FLOOR, CEILING):
+            name, more = line, ["", ""]
+        rows.append([name, *cells, *more, str(summary["pictures"])])
     return table(("", "subject", "prompt", "norm", "angle", "runs"), rows)
 
 
