@@ -245,7 +245,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "FINAL", {"sdxl": 4})
     monkeypatch.setattr(report, "OURS", "DTI @4")
     page = tmp_path / "study.md"
-    names = ("main sdxl test", "differences sdxl", "seeds", "heldout", "photo sdxl", "prior sdxl")
+    names = ("summary", "main sdxl test", "differences sdxl", "seeds", "heldout", "photo sdxl", "prior sdxl")
     page.write_text("Before." + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->" for name in names) + "After.")
     arguments = [
         "--parts",
@@ -255,7 +255,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
         "sdxl",
         "--results",
         str(tmp_path / "study.jsonl"),
-        "--page",
+        "--pages",
         str(page),
     ]
     for missing in (7, 0):

@@ -99,6 +99,21 @@ def differences_table(study: "Study", world: str) -> str:
     return table(header, rows) if rows else "Not measured yet."
 
 
+def summary_table(study: "Study") -> str:
+    """Return subject / prompt of the main rows, a column for each world."""
+    cells: dict[str, dict[str, str]] = {}
+    for world in WORLDS:
+        found = records(study, "main", world, ("test", "fresh"))
+        for name, summary in summarize(found).items() if found else ():
+            line, _, length = name.partition(" @")
+            steps = {"100": ", 100 steps", str(FINAL[world]): ", 400 or 500 steps"}.get(length)
+            if steps and "rescaled" not in line:
+                key = line if line in (FLOOR, CEILING) else line + steps
+                mean = summary["mean"]
+                cells.setdefault(key, {})[world] = f"{mean['subject']['mean']:.3f} / {mean['prompt']['mean']:.3f}"
+    return table(("", *WORLDS), [[name, *(own.get(world, "") for world in WORLDS)] for name, own in cells.items()])
+
+
 def seeds_table(study: "Study") -> str:
     """Return how much the scores of one subject vary with the seed: the standard deviation, averaged over subjects."""
     rows = []
@@ -182,11 +197,11 @@ def draw(study: "Study", path: Path) -> None:
     plot.savefig(path, dpi=110)
 
 
-def write(study: "Study", page: Path) -> None:
-    """Write every table into its place on the page, and the figure beside it.
+def write(study: "Study", pages: Sequence[Path]) -> None:
+    """Write every table into its place on the pages, and the figure beside the first one.
 
-    A table's place is between `<!-- table: NAME -->` and `<!-- end -->`, where NAME is "seeds", "heldout", "differences" and a
-    world, or a part with a world and perhaps a split, such as "main sdxl fresh".
+    A table's place is between `<!-- table: NAME -->` and `<!-- end -->`, where NAME is "summary", "seeds", "heldout",
+    "differences" and a world, or a part with a world and perhaps a split, such as "main sdxl fresh".
     """
 
     def filled(match: re.Match[str]) -> str:
@@ -196,6 +211,8 @@ def write(study: "Study", page: Path) -> None:
             text = table(found[0], found[1:]) if found else "Not measured yet."
         elif what == "seeds":
             text = seeds_table(study)
+        elif what == "summary":
+            text = summary_table(study)
         elif what == "heldout":
             text = heldout_table(study)
         elif what == "differences":
@@ -204,6 +221,6 @@ def write(study: "Study", page: Path) -> None:
             text = scores_table(study, what, where[0], where[1:] or SPLITS)
         return f"<!-- table: {match[1]} -->\n\n{text}\n\n<!-- end -->"
 
-    text = page.read_text()
-    page.write_text(re.sub(r"<!-- table: (.*?) -->.*?<!-- end -->", filled, text, flags=re.DOTALL))
-    draw(study, page.with_suffix(".png"))
+    for page in pages:
+        page.write_text(re.sub(r"<!-- table: (.*?) -->.*?<!-- end -->", filled, page.read_text(), flags=re.DOTALL))
+    draw(study, pages[0].with_suffix(".png"))

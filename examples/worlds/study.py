@@ -177,7 +177,9 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=list(SUBJECTS), choices=SUBJECTS, help="the subjects (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="the greatest number of seeds (default: 3)")
     parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"), help="store for the runs")
-    parser.add_argument("--page", type=Path, default=FOLDER.parents[1] / "docs" / "study.md", help="the page to write")
+    root = FOLDER.parents[1]
+    pages = [root / "docs" / "study.md", root / "README.md"]
+    parser.add_argument("--pages", type=Path, nargs="+", default=pages, help="the pages with tables to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(args.results)
@@ -187,7 +189,7 @@ def main() -> None:
                 study.aside(part, world, make=True)
         for part in (part for part in args.parts if part in PARTS):
             study.make(list(study.jobs(part, args.worlds, args.splits, args.seeds)))
-    report.write(study, args.page)
+    report.write(study, args.pages)
 
 
 if __name__ == "__main__":
