@@ -10,6 +10,7 @@ from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
 from . import vocabulary
+from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
 from .prompt_check import check_placeholder
@@ -139,7 +140,8 @@ def inject(
         )
     loaded: list[DirectionalInversion] = []
     parts: dict[str, list[tuple[DirectionalInversion, Pooling]]] = {component: [] for component in encoders}
-    with all_offload_disabled(encoder.model for encoder in encoders.values()):
+    models = [encoder.model for encoder in encoders.values()]
+    with changing(models), all_offload_disabled(models):
         for given, pooling in concepts:
             inversion = _fitted(pipe, encoders, given, token_scale)
             loaded.append(inversion)
@@ -147,7 +149,6 @@ def inject(
                 parts[component].append((inversion, pooling))
         for component, own in parts.items():
             check(encoders[component], [inversion for inversion, _ in own], reuse_existing)
-        # Everything above only reads.
         vocabulary.add((encoders[component], own) for component, own in parts.items())
     return loaded
 
@@ -191,6 +192,7 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
 
     Raises:
         ValueError: if a placeholder is not loaded; nothing is unloaded then.
+        RuntimeError: while an encoder is being trained, also in a training callback.
 
     Example:
 
@@ -201,15 +203,22 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         >>> diffusers_dti.unload_directional_inversion(pipe, "<dog>")
         ```
     """
-    loaded = directional_inversions(pipe)
-    if isinstance(token, str):
-        token = [token]
-    placeholders = list(loaded if token is None else token)
-    unknown = [p for p in placeholders if p not in loaded]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
+    models = [encoder.model for encoder in find_text_encoders(pipe).values()]
+    with changing(models):
+        loaded = directional_inversions(pipe)
+        placeholders = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
+        unknown = [p for p in placeholders if p not in loaded]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
+        check_not_in_training(models)
+        withdraw(pipe, placeholders)
+
+
+def withdraw(pipe: Pipeline, placeholders: Sequence[str]) -> None:
+    """Unload loaded concepts without a check, as a training run does that failed."""
     encoders = find_text_encoders(pipe).values()
-    with all_offload_disabled(encoder.model for encoder in encoders):
+    models = [encoder.model for encoder in encoders]
+    with changing(models), all_offload_disabled(models):
         vocabulary.remove((encoder, [p for p in placeholders if p in encoder.concepts]) for encoder in encoders)
 
 

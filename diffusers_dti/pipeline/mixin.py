@@ -100,6 +100,7 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
 
         Raises:
             ValueError: if a placeholder is not loaded; nothing is unloaded then.
+            RuntimeError: while an encoder is being trained, also in a training callback.
 
         Example:
 

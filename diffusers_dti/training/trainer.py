@@ -12,6 +12,7 @@ from ..concept.inversion import DirectionalInversion
 from ..data.images import Photo
 from ..families import find_family
 from ..pipeline import loading, vocabulary
+from ..pipeline.locks import training
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
@@ -45,8 +46,7 @@ class DTITrainer:
     Attributes:
         config: the settings with all defaults filled in.
         history: after `fit`, also an interrupted one, the entries of the log: a dict every 10 steps.
-        validation_images: the validation images, by step.
-        inversions: the learned concepts, by placeholder.
+        validation_images, inversions: the validation images by step, and the learned concepts by placeholder.
         adapter: the adapter trained with them. After a complete run it is active until `pipe.unload_lora_weights()`.
 
     Raises:
@@ -132,7 +132,8 @@ class DTITrainer:
         Raises:
             ValueError: if photos, captions, masks or a placeholder cannot be used, or a checkpoint is from another run.
             OSError: if a file cannot be read, or `output_dir` not be written to, or another run writes there.
-            FloatingPointError: if no gradient is finite in 20 steps in a row, or in all steps. Nothing is learned then.
+            RuntimeError: if an encoder is being trained already.
+            FloatingPointError: if no gradient is finite in 20 steps in a row, or in all; nothing is learned then.
 
         Example:
 
@@ -154,10 +155,10 @@ class DTITrainer:
             ```
         """
         photos = photos_by_placeholder(self.config, images, captions, masks)
-        if self.config.adapter is not None:
+        if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None
-        with writing(folder):
+        with writing(folder), training(encoder.model for encoder in find_text_encoders(self.pipe).values()):
             self._train(photos, callback_on_step_end)
             save_or_warn(self.save_pretrained, folder)
         if isinstance(images, Mapping):
@@ -234,17 +235,16 @@ class DTITrainer:
                     start = choose_start(self.family, c, own, samples)
                     concepts.append(TrainableConcept.start(start, samples, encoders, c.raw, c.train_magnitude))
                 if c.adapter is not None:
-                    component, name = component_of(self.family), "-".join(starts)
-                    adapter = Adapter(self.pipe, component, c.adapter, c.adapter_rank, name, c.seed)
-                on_step = None if callback is None else lambda step: callback(self, step)
-                loop = Loop(self.family, c, concepts, adapter, on_step)
+                    where, name = component_of(self.family), "-".join(starts)
+                    adapter = Adapter(self.pipe, where, c.adapter, c.adapter_rank, name, c.seed)
+                loop = Loop(self.family, c, concepts, adapter, callback and (lambda step: callback(self, step)))
                 self.history, self.validation_images = loop.log.history, loop.log.images
                 self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
                 loop.run()
                 vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
         except BaseException:
             now = loading.directional_inversions(self.pipe).keys()
-            loading.unload_directional_inversion(self.pipe, [word for word in now if word not in before])
+            loading.withdraw(self.pipe, [word for word in now if word not in before])
             if adapter is not None:
                 adapter.remove()
             raise

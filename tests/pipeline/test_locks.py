@@ -1,0 +1,82 @@
+"""Several threads on one pipeline."""
+
+import threading
+
+import pytest
+from helpers import differing, states
+
+from diffusers_dti import DTITrainer
+
+SETTINGS = {"initializer_token": "dog", "resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
+
+
+def in_threads(*functions):
+    """Run functions in a thread each, and return the errors."""
+    errors = []
+
+    def guarded(function):
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_several_loaders(sdxl, concept):
+    """Each loads and unloads its own word, and the words of the others stay."""
+    sdxl.load_directional_inversion(concept(sdxl, "<stays>", vectors=2))
+    before = states(sdxl)
+
+    def work(word, seed):
+        made = concept(sdxl, word, vectors=1 + seed % 3, seed=seed)
+        for _ in range(15):
+            sdxl.load_directional_inversion(made)
+            sdxl.unload_directional_inversion(word)
+
+    assert in_threads(*(lambda word=f"<{i}>", seed=i: work(word, seed) for i in range(4))) == []
+    assert not differing(states(sdxl), before)
+
+
+def test_a_second_fit_is_refused(sdxl, photos):
+    def second(trainer, step):
+        errors.extend(in_threads(lambda: DTITrainer(sdxl, **SETTINGS, placeholder_token="<b>").fit(photos)))
+
+    errors = []
+    DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=second)
+    assert len(errors) == 2 and all("is being trained already: wait for that run to end" in str(error) for error in errors)
+    assert list(sdxl.directional_inversions) == ["<a>"]
+    DTITrainer(sdxl, **SETTINGS, placeholder_token="<b>").fit(photos)  # and afterwards it works
+
+
+def test_unloading_while_a_word_is_trained_is_refused(sdxl, photos, concept):
+    """Training goes by the numbers of its tokens. Loading adds at the end, and is allowed."""
+
+    def unload(trainer, step):
+        with pytest.raises(RuntimeError, match="being trained: unload concepts when that run has ended"):
+            sdxl.unload_directional_inversion("<first>")
+        if step == 1:
+            sdxl.load_directional_inversion(concept(sdxl, "<new>"))
+
+    sdxl.load_directional_inversion(concept(sdxl, "<first>"))
+    learned = DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=unload)
+    assert list(sdxl.directional_inversions) == ["<first>", "<a>", "<new>"]
+    sdxl.unload_directional_inversion(["<first>", "<new>", "<a>"])
+    again = DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos)
+    assert (learned.directions["text_encoder"] - again.directions["text_encoder"]).abs().max() < 1e-6
+
+
+def test_a_failed_fit_frees_the_encoders(sdxl, photos):
+    def fail(trainer, step):
+        raise ZeroDivisionError
+
+    before = states(sdxl)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=fail)
+    assert sdxl.directional_inversions == {} and states(sdxl).keys() == before.keys()
