@@ -1,18 +1,18 @@
 """One change of a text encoder at a time, also from several threads, and one training run.
 
-The locks are not on the encoders, since models are copied and pickled, which locks cannot be.
+The locks are not on the encoders, since models are copied and pickled, which locks cannot be. A dict's `setdefault` is atomic:
+no lock guards the locks, which an interrupt at a bad moment would leave locked for ever.
 """
 
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
-_guard = threading.Lock()
-_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
-_in_training: "WeakSet[nn.Module]" = WeakSet()
+_locks: "dict[int, threading.RLock]" = {}  # by the id of the model
+_in_training: dict[int, object] = {}  # the run, by the id of the model
 
 
 @contextmanager
@@ -22,12 +22,24 @@ def changing(models: Iterable[nn.Module]) -> Iterator[None]:
     Args:
         models: text encoders.
     """
-    with ExitStack() as stack:
-        for model in sorted(models, key=id):  # always in the same order: two threads cannot wait for each other
-            with _guard:
-                lock = _locks.setdefault(model, threading.RLock())
-            stack.enter_context(lock)
-        yield
+    held = ExitStack()
+    try:
+        try:
+            for model in sorted(models, key=id):  # always in the same order: two threads cannot wait for each other
+                held.enter_context(_lock_of(model))
+            yield
+        finally:
+            held.close()
+    finally:
+        held.close()  # if Ctrl-C came just before
+
+
+def _lock_of(model: nn.Module) -> "threading.RLock":
+    made = threading.RLock()
+    lock = _locks.setdefault(id(model), made)
+    if lock is made:
+        weakref.finalize(model, _locks.pop, id(model), None)
+    return lock
 
 
 @contextmanager
@@ -40,17 +52,18 @@ def training(models: Iterable[nn.Module]) -> Iterator[None]:
     Raises:
         RuntimeError: if one of them is in training already.
     """
-    own = list(models)
-    with _guard:
-        if any(model in _in_training for model in own):
-            raise RuntimeError("A text encoder of this pipeline is being trained already: wait for that run to end.")
-        _in_training.update(own)
+    run, marked = object(), ExitStack()
     try:
-        yield
+        try:
+            for model in models:
+                if _in_training.setdefault(id(model), run) is not run:
+                    raise RuntimeError("A text encoder of this pipeline is being trained already: wait for that run to end.")
+                marked.callback(_in_training.pop, id(model), None)
+            yield
+        finally:
+            marked.close()
     finally:
-        with _guard:
-            for model in own:
-                _in_training.discard(model)
+        marked.close()  # if Ctrl-C came just before
 
 
 def check_not_in_training(models: Iterable[nn.Module]) -> None:
@@ -59,6 +72,5 @@ def check_not_in_training(models: Iterable[nn.Module]) -> None:
     Raises:
         RuntimeError: if a model is in training, which goes by the numbers of its tokens.
     """
-    with _guard:
-        if any(model in _in_training for model in models):
-            raise RuntimeError("A text encoder of this pipeline is being trained: unload concepts when that run has ended.")
+    if any(id(model) in _in_training for model in models):
+        raise RuntimeError("A text encoder of this pipeline is being trained: unload concepts when that run has ended.")

@@ -1,11 +1,14 @@
 """Several threads on one pipeline."""
 
+import contextlib
 import threading
 
 import pytest
 from helpers import differing, states
+from injection import Injected, run
 
 from diffusers_dti import DTITrainer
+from diffusers_dti.pipeline import locks
 
 SETTINGS = {"initializer_token": "dog", "resolution": 16, "train_batch_size": 1, "max_train_steps": 2}
 
@@ -80,3 +83,29 @@ def test_a_failed_fit_frees_the_encoders(sdxl, photos):
         with pytest.raises(ZeroDivisionError):
             DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=fail)
     assert sdxl.directional_inversions == {} and states(sdxl).keys() == before.keys()
+
+
+def test_no_interrupt_leaves_an_encoder_locked(sdxl, concept):
+    """At no line of loading and unloading: another thread must get the lock afterwards."""
+    made = concept(sdxl)
+
+    def both():
+        sdxl.load_directional_inversion(made)
+        sdxl.unload_directional_inversion()
+
+    count = run(both, parts=("pipeline/",))
+    for at in range(0, count, 29):
+        with contextlib.suppress(Injected):
+            run(both, at, parts=("pipeline/",))
+        if sdxl.directional_inversions:
+            sdxl.unload_directional_inversion()
+        free = [lock for lock in list(locks._locks.values()) if not held_by_anyone(lock)]
+        assert len(free) == len(locks._locks) and not locks._in_training
+
+
+def held_by_anyone(lock):
+    got = []
+    thread = threading.Thread(target=lambda: got.append(lock.acquire(timeout=1) and (lock.release() or True)))
+    thread.start()
+    thread.join()
+    return got != [True]
