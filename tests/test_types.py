@@ -23,7 +23,8 @@ def use(trainer: DTITrainer) -> None:
     assert_type(trainer.fit(["photos/0.jpg", "photos/1.jpg"]), DirectionalInversion)
     assert_type(trainer.fit({"<dog>": "photos/dog"}), dict[str, DirectionalInversion])
     assert_type(trainer.inversion, DirectionalInversion | None)
-    assert_type(load_directional_inversion(trainer.pipe, "out/dog"), DirectionalInversion)
+    assert_type(load_directional_inversion(trainer.pipe, "out/dog", token=["<a>"]), DirectionalInversion)
+    assert_type(load_directional_inversion(trainer.pipe, ["out/dog", "out/cat"]), list[DirectionalInversion])
     dog = DirectionalInversion.from_pretrained("out/dog")
     assert_type(dog.slerp(dog, 0.5), DirectionalInversion)
     assert_type(slerp(torch.ones(2), torch.ones(2), 0.5), torch.Tensor)
@@ -43,7 +44,7 @@ WRONG_CODE = {
     "another choice": (
         "from diffusers_dti import DTITrainer, load_directional_inversion\n"
         'def use(trainer: DTITrainer) -> None:\n    load_directional_inversion(trainer.pipe, "out/dog", pooling="mean")',
-        "Literal['mean']",
+        'No overload variant of "load_directional_inversion"',
     ),
 }
 

@@ -14,26 +14,25 @@ from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
 from .prompt_check import check_placeholder
-from .protocols import Pipeline
+from .protocols import Pipeline, Source
 from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, rescale
 from .vocabulary_check import check
 
 logger = logging.get_logger(__name__)
 
 
-Source = str | Path | Mapping[str, Any] | DirectionalInversion
+@overload
+def load_directional_inversion(
+    pipe: Pipeline, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+) -> DirectionalInversion: ...  # fmt: skip
 
 
 @overload
 def load_directional_inversion(
-    pipe: Pipeline, source: Source, token: str | Sequence[str] | None = None, *args: Any, **kwargs: Any
-) -> DirectionalInversion: ...
-
-
-@overload
-def load_directional_inversion(
-    pipe: Pipeline, source: Sequence[Source], token: Sequence[str] | None = None, *args: Any, **kwargs: Any
-) -> list[DirectionalInversion]: ...
+    pipe: Pipeline, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+) -> list[DirectionalInversion]: ...  # fmt: skip
 
 
 def load_directional_inversion(

@@ -8,7 +8,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..concept.inversion import DirectionalInversion
 from . import loading
-from .loading import Source
+from .protocols import Source
 from .text_encoders import Pooling, ScaleRule
 
 
@@ -17,13 +17,15 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
 
     @overload
     def load_directional_inversion(
-        self, source: Source, token: str | Sequence[str] | None = None, *args: Any, **kwargs: Any
-    ) -> DirectionalInversion: ...
+        self, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    ) -> DirectionalInversion: ...  # fmt: skip
 
     @overload
     def load_directional_inversion(
-        self, source: Sequence[Source], token: Sequence[str] | None = None, *args: Any, **kwargs: Any
-    ) -> list[DirectionalInversion]: ...
+        self, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    ) -> list[DirectionalInversion]: ...  # fmt: skip
 
     def load_directional_inversion(
         self,

@@ -1,9 +1,14 @@
 """The parts of diffusers' pipelines and transformers' tokenizers that this package uses."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from ..concept.inversion import DirectionalInversion
+
+Source = str | Path | Mapping[str, Any] | DirectionalInversion  # where a concept is
 
 
 class Pipeline(Protocol):
