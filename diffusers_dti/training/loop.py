@@ -164,7 +164,7 @@ class Loop:
         return self.stepper.skipped_steps + sum(rows), self.stepper.skipped_steps + max(rows, default=0)
 
     def _check_updates(self, skipped: int) -> None:
-        """Check that there is no row that is never updated.
+        """Check that every row is still being updated.
 
         Args:
             skipped: the number of updates that the row with the most of them has skipped.

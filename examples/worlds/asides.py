@@ -14,7 +14,7 @@ from PIL import Image
 from rows import FINAL, NEW, TI_INFLATED
 
 from diffusers_dti import DirectionalInversion, DTITrainer
-from diffusers_dti.evaluation.summary import summarize
+from diffusers_dti.evaluation.summary import Record, summarize
 
 Table = list[list[str]]
 PHOTOS_SEEDS, HELD = 2, 1  # seeds, and photos that are not trained on
@@ -44,7 +44,7 @@ def loss_on(pipe: DiffusionPipeline, photos: Sequence[Image.Image], start: str |
 
 def held_photo(world: str) -> Table:
     """Measure how much of the loss that training saves on its photos is saved on a photo that it did not see."""
-    pipe, found = open_world(world), []
+    pipe, found = open_world(world), list[Record]()
     for bundle in scenes.TEST_SUBJECTS:
         for seed in range(PHOTOS_SEEDS):
             photos = scenes.photos(bundle, pixels=world_of(pipe).pixels, seed=seed)
@@ -65,7 +65,7 @@ def held_photo(world: str) -> Table:
                 scores[f"{name}, word"] = loss_on(pipe, part, bundle.shape)
                 scores[f"{name}, learned"] = loss_on(pipe, part, trainer.inversion)
             found.append({"run": "", "subject": bundle.words(), "prompt": "", "seed": seed, "scores": scores})
-    (summary,) = summarize(found).values()  # type: ignore[arg-type]
+    (summary,) = summarize(found).values()
     cells = [f"{e['mean']:.4f} [{e['low']:.4f}, {e['high']:.4f}]" for e in summary["mean"].values()]
     return [["", "loss of the word", "loss when learned"], ["photos trained on", *cells[:2]], ["photo held out", *cells[2:]]]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OURS = "DTI @100"  # the new default
 LINES = (FLOOR, CEILING, "DTI", "DTI, the old default", "TI, best rate")  # of the figure
 STEPWISE = ("main", "curve")  # the parts whose rows are named with their steps
-MARGIN = 0.05  # a score that is lower by less than this is no worse
+MARGIN = 0.05  # a score lower by less than this counts as equal
 SCORES = ("subject", "prompt")
 SPLITS = ("test", "fresh", "dev", "more")
 
@@ -31,8 +31,10 @@ def records(study: "Study", part: str, world: str, splits: Sequence[str]) -> lis
     found: list[Record] = []
     for job in study.jobs(part, [world], splits, PARTS[part].seeds):
         result = study.result(job)
-        for length in job.lengths if result else ():
-            for use, scores in result[str(length)].items():  # type: ignore[index]
+        if result is None:
+            continue
+        for length in job.lengths:
+            for use, scores in result[str(length)].items():
                 name = ", ".join(filter(None, (job.row.name, use))) + (f" @{length}" if part in STEPWISE else "")
                 own = {"angle": 0.0, "heldout_loss": 0.0} | scores
                 found.append({"run": name, "subject": job.bundle.words(), "prompt": "", "seed": job.seed, "scores": own})
