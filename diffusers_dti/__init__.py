@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 
 from .concept.inversion import DirectionalInversion
 from .pipeline.loading import load_directional_inversion, save_directional_inversion, unload_directional_inversion
+from .pipeline.locks import hold_directional_inversions
 from .pipeline.mixin import DirectionalTextualInversionMixin, register
 from .sphere import slerp
 
@@ -35,6 +36,7 @@ __all__ = [
     "DirectionalInversion",
     "DirectionalTextualInversionMixin",
     "RiemannianSGD",
+    "hold_directional_inversions",
     "load_directional_inversion",
     "register",
     "save_directional_inversion",

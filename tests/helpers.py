@@ -51,6 +51,13 @@ def differing(a, b):
     return [k for k in a | b if a.get(k) != b.get(k)]
 
 
+def encoded(pipe, prompt):
+    """Return all that the encoders of an SDXL pipeline output for a prompt."""
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(prompt)
+    return torch.cat([states.flatten(), pooled.flatten()])
+
+
 def everything(pipe):
     """Return all that `fit` must leave as it was."""
     modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}

@@ -20,10 +20,11 @@ NEED_AN_EXAMPLE = [
     "DirectionalInversion.from_pretrained", "DirectionalInversion.mean", "DirectionalInversion.push_to_hub",
     "DirectionalInversion.rescale", "DirectionalInversion.save_pretrained", "DirectionalInversion.slerp",
     "DirectionalTextualInversionMixin.directional_inversions",
+    "DirectionalTextualInversionMixin.hold_directional_inversions",
     "DirectionalTextualInversionMixin.load_directional_inversion",
     "DirectionalTextualInversionMixin.save_directional_inversion",
     "DirectionalTextualInversionMixin.unload_directional_inversion", "RiemannianSGD", "atomic.atomic_files",
-    "inspection.from_vocabulary", "inspection.inspect", "inspection_report.table", "load_directional_inversion", "register",
+    "inspection.from_vocabulary", "inspection.inspect", "inspection_report.table", "hold_directional_inversions", "load_directional_inversion", "register",
     "save_directional_inversion", "slerp", "unload_directional_inversion",
 ]  # fmt: skip
 

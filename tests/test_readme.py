@@ -1,13 +1,19 @@
 """The README's Python, run as it stands, with a tiny pipeline in the checkpoint's place."""
 
 import functools
+import io
 import json
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from diffusers_dti.families import find_family
 from diffusers_dti.families.stable_diffusion import StableDiffusionXL as family
@@ -78,6 +84,45 @@ def test_the_code_runs(page, sdxl, concept, photos, local_hub, tmp_path, monkeyp
         assert Path("out/dog3/validation.png").is_file() and Path("out/dog3/curves.png").is_file()
     if page == "docs/concepts.md":
         assert list(sdxl.directional_inversions) == ["<between>", "<wilder>"] and Path("cat.png").is_file()
+
+
+def test_the_server(sdxl, concept, tmp_path, monkeypatch):
+    """Three users at once, as docs/serving.md has it; with room for only two words, so that words come and go."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **kwargs: sdxl)
+    monkeypatch.setattr(type(sdxl), "to", lambda self, device: self)
+    original, quick = type(sdxl).__call__, {"num_inference_steps": 1, "height": 16, "width": 16}
+    monkeypatch.setattr(type(sdxl), "__call__", lambda self, *args, **kwargs: original(self, *args, **kwargs | quick))
+    expected = {}
+    for seed, user in enumerate(("alice", "bob", "carol")):
+        concept(sdxl, seed=seed).save_pretrained(f"words/{user}")
+        sdxl.load_directional_inversion(f"words/{user}", token="<mine>")
+        image = sdxl("a <mine> on the beach", generator=torch.Generator().manual_seed(0)).images[0]
+        expected[user] = image.tobytes()
+        sdxl.unload_directional_inversion()
+    assert len(set(expected.values())) == 3
+    names: dict = {}
+    assert "loaded[:-49]" in blocks[0]
+    exec(blocks[0].replace("loaded[:-49]", "loaded[:-1]"), names)
+    address = f"http://localhost:{names['server'].server_port}/?prompt=a+<mine>+on+the+beach&user="
+
+    def ask(user):
+        with urlopen(address + user) as answer:
+            return Image.open(io.BytesIO(answer.read())).tobytes()
+
+    try:
+        users = [*expected] * 4
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(ask, users)) == [expected[user] for user in users]
+        assert len(sdxl.directional_inversions) == 2
+        with pytest.raises(HTTPError, match="404"):
+            ask("..%2Fwords%2Falice")
+    finally:
+        names["server"].shutdown()
+        names["server"].server_close()
+    exec(blocks[1], names)
+    assert names["second"].text_encoder is sdxl.text_encoder and names["second"].scheduler is not sdxl.scheduler
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/command_line.md", "docs/concepts.md"])

@@ -11,8 +11,35 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from .protocols import Pipeline
+from .text_encoders import find_text_encoders
+
 _locks: "dict[int, threading.RLock]" = {}  # by the id of the model
 _in_training: dict[int, object] = {}  # the run, by the id of the model
+
+
+@contextmanager
+def hold_directional_inversions(pipe: Pipeline) -> Iterator[None]:
+    """Keep other threads from loading and unloading concepts within the block, as `pipe.hold_directional_inversions` does.
+
+    Args:
+        pipe: a diffusers pipeline. Pipelines that share its text encoders are held as well.
+
+    Raises:
+        ValueError: if the pipeline has no text encoder with a tokenizer of its own.
+
+    Example:
+
+        ```py
+        >>> import diffusers_dti
+
+        >>> dog = diffusers_dti.load_directional_inversion(pipe, "user/dti-dog")
+        >>> with diffusers_dti.hold_directional_inversions(pipe):
+        ...     embeds = pipe.encode_prompt("a <dog> on the beach")
+        ```
+    """
+    with changing(encoder.model for encoder in find_text_encoders(pipe).values()):
+        yield
 
 
 @contextmanager

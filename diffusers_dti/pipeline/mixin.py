@@ -1,6 +1,7 @@
 """Give every diffusers pipeline the methods that load, unload and save concepts."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, overload
 
@@ -8,6 +9,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..concept.inversion import DirectionalInversion
 from . import loading
+from .locks import hold_directional_inversions
 from .protocols import Source
 from .text_encoders import Pooling, ScaleRule
 
@@ -137,6 +139,29 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
             ```
         """
         loading.save_directional_inversion(self, save_directory, token)
+
+    def hold_directional_inversions(self) -> AbstractContextManager[None]:
+        """Keep other threads from loading and unloading concepts within a `with` block.
+
+        Unloading a concept renumbers the tokens of later ones. A prompt that another thread has tokenized, but not yet encoded,
+        would then get the rows of other words. So a server with several threads encodes its prompts in such a block, and
+        generates outside of it. The same thread can load and unload within the block.
+
+        Returns:
+            The block's context manager. Pipelines that share the text encoders are held as well.
+
+        Raises:
+            ValueError: if the pipeline has no text encoder with a tokenizer of its own.
+
+        Example:
+
+            ```py
+            >>> dog = pipe.load_directional_inversion("user/dti-dog")
+            >>> with pipe.hold_directional_inversions():
+            ...     embeds = pipe.encode_prompt("a <dog> on the beach")
+            ```
+        """
+        return hold_directional_inversions(self)
 
     @property
     def directional_inversions(self) -> dict[str, DirectionalInversion]:

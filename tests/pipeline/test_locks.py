@@ -4,7 +4,8 @@ import contextlib
 import threading
 
 import pytest
-from helpers import differing, states
+import torch
+from helpers import differing, encoded, states
 from injection import Injected, run
 
 from diffusers_dti import DTITrainer
@@ -83,6 +84,45 @@ def test_a_failed_fit_frees_the_encoders(sdxl, photos):
         with pytest.raises(ZeroDivisionError):
             DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=fail)
     assert sdxl.directional_inversions == {} and states(sdxl).keys() == before.keys()
+
+
+def test_held_concepts_keep_their_tokens(sdxl, concept):
+    """Unloading an earlier word renumbers the later ones: it waits for a prompt that is between tokenizing and its rows."""
+    sdxl.load_directional_inversion(concept(sdxl, "<first>"))
+    sdxl.load_directional_inversion(concept(sdxl, "<second>", seed=1))
+    expected, tokens = encoded(sdxl, "a <second>"), sdxl.tokenizer("a <second>").input_ids
+    with sdxl.hold_directional_inversions():
+        other = threading.Thread(target=lambda: sdxl.unload_directional_inversion("<first>"))
+        other.start()
+        other.join(timeout=0.3)
+        assert other.is_alive() and sdxl.tokenizer("a <second>").input_ids == tokens
+        assert torch.equal(encoded(sdxl, "a <second>"), expected)
+    other.join()
+    assert sdxl.tokenizer("a <second>").input_ids != tokens and torch.equal(encoded(sdxl, "a <second>"), expected)
+
+
+def test_prompts_beside_reloading(sdxl, concept):
+    """As a server does: one thread encodes, and others load and unload words before and after its own."""
+    sdxl.load_directional_inversion([concept(sdxl, "<first>"), concept(sdxl, "<second>", seed=1)])
+    expected, wrong, done = encoded(sdxl, "a <second>"), [], threading.Event()
+
+    def encode():
+        for _ in range(40):
+            with sdxl.hold_directional_inversions():
+                if "<second>" not in sdxl.directional_inversions:  # held by the same thread, a word can be loaded
+                    sdxl.load_directional_inversion(concept(sdxl, "<second>", seed=1))
+                wrong.append(not torch.equal(encoded(sdxl, "a <second>"), expected))
+        done.set()
+
+    def reload(word, vectors):
+        made = concept(sdxl, word, vectors=vectors)
+        while not done.is_set():
+            if word in sdxl.directional_inversions:
+                sdxl.unload_directional_inversion(word)
+            sdxl.load_directional_inversion(made)
+
+    assert in_threads(encode, lambda: reload("<first>", 1), lambda: reload("<third>", 3)) == []
+    assert wrong == [False] * 40
 
 
 def test_no_interrupt_leaves_an_encoder_locked(sdxl, concept):

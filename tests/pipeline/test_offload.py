@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-from helpers import differing, hooks, states
+from helpers import differing, encoded, hooks, states
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.training.frozen import frozen
 
 OFFLOADS = ["enable_model_cpu_offload", "enable_sequential_cpu_offload"]
-
-
-def encoded(pipe, prompt):
-    """Return all that the encoders output for a prompt."""
-    with torch.no_grad():
-        states, _, pooled, _ = pipe.encode_prompt(prompt)
-    return torch.cat([states.flatten(), pooled.flatten()])
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
