@@ -1,7 +1,10 @@
-"""Raise an exception at a chosen line, or a chosen bytecode, of this package."""
+"""Raise an exception, or be killed, at a chosen line or bytecode of this package."""
 
 import contextlib
+import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import diffusers_dti
@@ -13,14 +16,19 @@ class Injected(BaseException):
     """Raised by `run`: like `KeyboardInterrupt`, no exception that code may handle."""
 
 
-def run(function, at=None, opcodes=False, parts=("",)):
-    """Call a function, and raise `Injected` at a point of it.
+def fail():
+    raise Injected
+
+
+def run(function, at=None, opcodes=False, parts=("",), stop=fail):
+    """Call a function, and stop it at a point.
 
     Args:
         function: the function, without arguments.
         at: the number of the point, from 0; None to count them.
         opcodes: points are bytecodes instead of lines.
         parts: only points in files below these paths of the package.
+        stop: what happens at the point; by default, `Injected` is raised.
 
     Returns:
         The number of points that were passed.
@@ -37,7 +45,7 @@ def run(function, at=None, opcodes=False, parts=("",)):
             passed += 1
             if at is not None and passed > at:
                 raised = True
-                raise Injected
+                stop()
         return trace
 
     before = sys.gettrace()
@@ -78,3 +86,29 @@ def outcomes(function, observe, restore, every=1, opcodes=False, parts=("",)):
             torn.append(at)
             break
     return count, torn
+
+
+def in_child(function):
+    """Call a function in a copy of this process, which leaves this one as it is.
+
+    Returns:
+        Whether it was killed. An exception in it fails the test.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which pytest-xdist has
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def killed(function, at, opcodes=False, parts=("",)):
+    """Call a function in a copy of this process, which is killed at a point of it; see `run`. Return whether it got there."""
+    return in_child(lambda: run(function, at, opcodes, parts, stop=lambda: os.kill(os.getpid(), signal.SIGKILL)))

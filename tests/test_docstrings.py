@@ -24,8 +24,8 @@ NEED_AN_EXAMPLE = [
     "DirectionalTextualInversionMixin.load_directional_inversion",
     "DirectionalTextualInversionMixin.save_directional_inversion",
     "DirectionalTextualInversionMixin.unload_directional_inversion", "RiemannianSGD", "atomic.atomic_files",
-    "inspection.from_vocabulary", "inspection.inspect", "inspection_report.table", "hold_directional_inversions", "load_directional_inversion", "register",
-    "save_directional_inversion", "slerp", "unload_directional_inversion",
+    "hold_directional_inversions", "inspection.from_vocabulary", "inspection.inspect", "inspection_report.table",
+    "load_directional_inversion", "register", "save_directional_inversion", "slerp", "unload_directional_inversion",
 ]  # fmt: skip
 
 
