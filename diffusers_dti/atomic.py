@@ -145,7 +145,7 @@ def _new_file_mode(folder: Path) -> int:
     """Return the mode of new files in a folder."""
     # A file is created to see it. `os.umask` can only tell the umask by setting it, for the other threads too: what they
     # create in between would be world-writable.
-    probe = folder / f".{uuid.uuid4().hex[:12]}"
+    probe = _temporary_name(folder / "mode")  # which `tidy` removes if the process is killed here
     probe.touch(exist_ok=False)
     try:
         return stat.S_IMODE(probe.stat().st_mode)

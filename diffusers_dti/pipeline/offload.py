@@ -3,10 +3,11 @@
 This is the only file that uses diffusers' private offloading functions.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
@@ -21,11 +22,15 @@ def offload_disabled(model: nn.Module) -> Iterator[None]:
     """Give access to a model's own tensors, where sequential offload has put placeholders on the meta device.
 
     Model offload needs nothing: it moves the model as a whole, new rows included.
+
+    Raises:
+        ValueError: if the tensors are not in memory; nothing is changed then.
     """
     # The outermost hook knows no device: the hooks inside do the work.
     hooks: list[AlignDevicesHook] = []
     for module in model.modules():
         hooks += [h for h in module_hooks(module) if isinstance(h, AlignDevicesHook) and h.offload]
+    _check_in_memory(model, hooks)
     if hooks:
         remove_hook_from_module(model, recurse=True)
     try:
@@ -34,6 +39,21 @@ def offload_disabled(model: nn.Module) -> Iterator[None]:
         if hooks:
             cpu_offload(model, hooks[0].execution_device, offload_buffers=hooks[0].offload_buffers)
         _maybe_remove_and_reapply_group_offloading(model)
+
+
+def _check_in_memory(model: nn.Module, hooks: Sequence[AlignDevicesHook]) -> None:
+    """Check that a model's tensors are somewhere in memory: a row cannot be added to a file, nor to nothing."""
+    # An offloaded tensor that came from the meta device is on the disk, by `device_map`; `disk_offload` moves it there.
+    on_disk = any(torch.device("meta") in hook.original_devices.values() or _is_on_disk(hook.weights_map) for hook in hooks)
+    if on_disk or (not hooks and any(parameter.is_meta for parameter in model.parameters())):
+        raise ValueError(
+            f"The weights of {type(model).__name__} are {'on the disk' if on_disk else 'not loaded'}, and concepts need them "
+            "in memory: load it without offloading to the disk (`device_map`), and offload by `enable_model_cpu_offload()`."
+        )
+
+
+def _is_on_disk(weights: Any) -> bool:
+    return getattr(getattr(weights, "dataset", None), "save_folder", None) is not None
 
 
 @contextmanager

@@ -22,8 +22,13 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         reuse_existing: accept a concept whose tokens and rows a reopened pipeline already has.
 
     Raises:
-        ValueError: if a width differs, or a placeholder is taken.
+        ValueError: if a width differs, a placeholder is taken, or the table is quantized.
     """
+    if inversions and not encoder.weight.is_floating_point():
+        raise ValueError(
+            f"{encoder.component} has a table of embeddings in {encoder.weight.dtype}: load it with a floating-point table, as "
+            "bitsandbytes and torchao leave it by default."
+        )
     vocabulary = encoder.tokenizer.get_vocab().keys()
     loaded = set(encoder.concepts)
     bases = {_base(placeholder) for placeholder in loaded}

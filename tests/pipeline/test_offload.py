@@ -1,10 +1,15 @@
 """Load and train on offloaded pipelines. On a CPU, the "device" is the CPU too."""
 
+import accelerate
+import diffusers
 import pytest
 import torch
-from helpers import differing, encoded, hooks, states
+import transformers
+from helpers import differing, encoded, hooks, state, states
+from packaging.version import Version
 
 from diffusers_dti import DTITrainer
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.training.frozen import frozen
 
 OFFLOADS = ["enable_model_cpu_offload", "enable_sequential_cpu_offload"]
@@ -58,3 +63,78 @@ def test_frozen_gives_everything_back(sdxl):
         raise KeyboardInterrupt
     assert [m.training for m in sdxl.unet.modules()] == modes
     assert [p.requires_grad for p in sdxl.vae.parameters()] == gradients
+
+
+def on_disk_from_the_start(pipe, folder):
+    pipe.text_encoder.save_pretrained(folder / "saved")
+    if Version(transformers.__version__) < Version("5"):
+        pytest.skip("this transformers cannot put a whole model on the disk")
+    kind, where = type(pipe.text_encoder), folder / "offloaded"
+    pipe.text_encoder = kind.from_pretrained(folder / "saved", device_map={"": "disk"}, offload_folder=str(where))
+
+
+def moved_to_the_disk(pipe, folder):
+    accelerate.disk_offload(pipe.text_encoder, folder, execution_device=torch.device("cpu"))
+
+
+def without_weights(pipe, folder):
+    pipe.text_encoder.to("meta")
+
+
+@pytest.mark.parametrize("away", [on_disk_from_the_start, moved_to_the_disk, without_weights])
+def test_weights_that_are_not_in_memory(sdxl, concept, photos, away, tmp_path):
+    """Refused before anything changes, also in the other encoder."""
+    made = concept(sdxl)
+    away(sdxl, tmp_path)
+    before = hooks(sdxl), states_of_the_second(sdxl)
+    for attempt in (
+        lambda: sdxl.load_directional_inversion(made),
+        lambda: DTITrainer(sdxl, initializer_token="dog", resolution=16, max_train_steps=1).fit(photos),
+    ):
+        with pytest.raises(ValueError, match="and concepts need them in memory: load it without offloading to the disk"):
+            attempt()
+        assert sdxl.directional_inversions == {} and (hooks(sdxl), states_of_the_second(sdxl)) == before
+
+
+def states_of_the_second(pipe):
+    encoder = find_text_encoders(pipe)["text_encoder_2"]
+    return state(encoder.tokenizer, encoder.model)
+
+
+@pytest.mark.skipif(Version(diffusers.__version__) < Version("0.38"), reason="diffusers needs an accelerator for it")
+def test_group_offload(sdxl, concept, photos):
+    """Loading works. Training is refused, since it cannot be turned off and on again."""
+    made = concept(sdxl, vectors=2)
+    sdxl.load_directional_inversion(made)
+    expected = encoded(sdxl, "a <dog> on the beach")
+    sdxl.unload_directional_inversion()
+    plain = encoded(sdxl, "a dog on the beach")
+    sdxl.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    sdxl.load_directional_inversion(made)
+    assert torch.equal(encoded(sdxl, "a <dog> on the beach"), expected)
+    sdxl.unload_directional_inversion()
+    with pytest.raises(ValueError, match="Training under group offloading is not supported"):
+        DTITrainer(sdxl, initializer_token="dog", resolution=16, max_train_steps=1).fit(photos)
+    assert torch.equal(encoded(sdxl, "a dog on the beach"), plain)
+
+
+def test_a_compiled_encoder(sdxl, concept):
+    made = concept(sdxl, vectors=2)
+    sdxl.load_directional_inversion(made)
+    expected = encoded(sdxl, "a <dog> on the beach")
+    sdxl.unload_directional_inversion()
+    sdxl.text_encoder = torch.compile(sdxl.text_encoder, backend="eager")
+    sdxl.load_directional_inversion(made)
+    assert torch.equal(encoded(sdxl, "a <dog> on the beach"), expected)
+    sdxl.unload_directional_inversion()
+    assert len(sdxl.text_encoder.get_input_embeddings().weight) == len(sdxl.tokenizer)
+
+
+def test_a_table_of_whole_numbers_is_refused(sdxl, concept):
+    """A quantized table has no room for a row: it would be rounded to nothing."""
+    table = sdxl.text_encoder_2.get_input_embeddings()
+    table.weight = torch.nn.Parameter(table.weight.to(torch.int8), requires_grad=False)
+    before = states(sdxl)
+    with pytest.raises(ValueError, match="text_encoder_2 has a table of embeddings in torch.int8: .* floating-point"):
+        sdxl.load_directional_inversion(concept(sdxl))
+    assert not differing(states(sdxl), before)
