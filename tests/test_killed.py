@@ -1,8 +1,10 @@
 """Kill the process at many points: what was there before is there still, or what was being written, and never a mixture."""
 
+import contextlib
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -119,10 +121,21 @@ def trained(folder):
     return files
 
 
+def interrupt():
+    """As SIGTERM and Ctrl-C do."""
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in ("dti", "sana"))) for n in RUNS])
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.long)])
-def test_a_killed_run_resumes(name, kills, request, photos, tmp_path):
-    """It is killed at random lines, again and again, and then ends as if nothing had happened."""
+@pytest.mark.parametrize(
+    ("stop", "times"), [(kill, 3), (interrupt, 3), *(pytest.param(s, 25, marks=pytest.mark.long) for s in (kill, interrupt))]
+)
+def test_a_stopped_run_resumes(name, stop, times, request, photos, tmp_path):
+    """It is stopped at random lines, again and again, and then ends as if nothing had happened."""
     family, settings = RUNS[name]
     pipe, rng = request.getfixturevalue(family), random.Random(name)
     images, settings = list(photos[:2]), SMALL | settings
@@ -130,20 +143,26 @@ def test_a_killed_run_resumes(name, kills, request, photos, tmp_path):
         images = {"<a>": photos[:2], "<b>": photos[2:4]}
         settings = settings | {"initializer_token": {"<a>": "dog", "<b>": "cat"}}
 
-    def fit(folder):
-        DTITrainer(pipe, **settings, output_dir=folder, resume_from_checkpoint="latest").fit(images)
+    def fit(folder, at=None):
+        def train():
+            DTITrainer(pipe, **settings, output_dir=folder, resume_from_checkpoint="latest").fit(images)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            return run(train, at, stop=stop)
 
     def count():
-        (tmp_path / "count").write_text(str(run(lambda: fit(tmp_path / "whole"))))
+        (tmp_path / "count").write_text(str(fit(tmp_path / "whole")))
 
     assert not in_child(count)
     points, expected = int((tmp_path / "count").read_text()), trained(tmp_path / "whole")
     assert points > 1000 and expected
-    hits = 0
-    while hits < kills:
-        folder = tmp_path / str(hits)
-        for _ in range(min(3, kills - hits)):  # a series in one folder
-            hits += killed(lambda folder=folder: fit(folder), rng.randrange(points))
+    stopped = 0
+    while stopped < times:
+        folder = tmp_path / str(stopped)
+        for _ in range(min(3, times - stopped)):  # a series in one folder
+            point = rng.randrange(points)
+            was_killed = in_child(lambda folder=folder, point=point: fit(folder, point))
+            stopped += was_killed or stop is interrupt
         assert not in_child(lambda folder=folder: fit(folder))
         assert trained(folder) == expected
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

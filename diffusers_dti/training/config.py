@@ -212,10 +212,14 @@ class ResolvedConfig(DTIConfig):
         return list(given) or [self.learnable_property]
 
     @property
+    def samples_per_step(self) -> int:
+        """The number of samples of a step, over accumulated batches and processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * processes().num_processes
+
+    @property
     def rate_factor(self) -> int:
-        """The number that `scale_lr` multiplies rates by: the samples of a step."""
-        samples = self.train_batch_size * self.gradient_accumulation_steps * processes().num_processes
-        return samples if self.scale_lr else 1
+        """The number that `scale_lr` multiplies rates by."""
+        return self.samples_per_step if self.scale_lr else 1
 
     @property
     def effective_learning_rate(self) -> float:

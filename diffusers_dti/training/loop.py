@@ -85,14 +85,18 @@ class Loop:
 
     def _checkpoint_settings(self) -> dict[str, Any]:
         """Return what must be the same when the run is resumed."""
+        c = self.config
         settings: dict[str, Any] = {"tokens": self.words}  # in their order
+        settings["samples a step (batch size x accumulation x processes)"] = c.samples_per_step
         for word, concept in zip(self.words, self.concepts):
             own = concept.initial.metadata["training"] | concept.fingerprint()
             for key, value in own.items():
                 if key == "max_train_steps":
-                    if self.config.lr_scheduler == "constant":
+                    if c.lr_scheduler == "constant":
                         continue  # the run may be made longer
                     key = "max_train_steps (the rate falls towards the last one)"
+                elif key in ("train_batch_size", "gradient_accumulation_steps") and not c.dco_beta:
+                    continue  # all but DCO's loss is a mean over the samples of a step, however they are split
                 settings[f"{word} {key}"] = value
         return settings
 

@@ -192,6 +192,19 @@ def test_the_log_is_of_one_run(sdxl, photos, tmp_path):
         assert log == trainer.history and [x["step"] for x in log] == expected
 
 
+def test_a_run_resumes_with_its_batch_split_otherwise(sdxl, photos, tmp_path):
+    """As on one GPU after two: it is the samples of a step that must stay."""
+    settings = SETTINGS | {"output_dir": tmp_path, "checkpointing_steps": 2, "max_train_steps": 4, "train_batch_size": 4}
+    whole = DTITrainer(sdxl, **settings).fit(photos)
+    sdxl.unload_directional_inversion()
+    resume = settings | {"resume_from_checkpoint": "checkpoint-2", "train_batch_size": 2}
+    with pytest.raises(ValueError, match=r"other settings: .*samples a step \(batch size x accumulation x processes\)"):
+        DTITrainer(sdxl, **resume).fit(photos)
+    again = DTITrainer(sdxl, **resume, gradient_accumulation_steps=2).fit(photos)
+    for component, rows in whole.directions.items():
+        torch.testing.assert_close(again.directions[component], rows, rtol=0, atol=1e-5)
+
+
 def test_several_tokens_resume_in_their_order_and_from_their_start(sdxl, photos, concept, tmp_path):
     settings = {"resolution": 16, "train_batch_size": 1, "max_train_steps": 2, "output_dir": tmp_path, "checkpointing_steps": 2}
     both = {"<a>": photos[:2], "<b>": photos[2:]}

@@ -1,12 +1,15 @@
 """The processes of a run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from diffusers_dti import DirectionalInversion, DTITrainer
 from diffusers_dti.training import distributed
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +47,51 @@ def test_two_processes_know_each_other(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / str(i)).read_text() for i in (0, 1)] == ["2 True cpu", "2 False cpu"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from diffusers import DiffusionPipeline
+import torch
+from diffusers_dti import DTITrainer
+
+torch.set_num_threads(1)
+folder, step = Path(sys.argv[1]), int(sys.argv[2])
+trainer = DTITrainer(
+    DiffusionPipeline.from_pretrained(f"{folder}/model"), initializer_token="dog", resolution=16, train_batch_size=2,
+    max_train_steps=4, output_dir=folder / "run", resume_from_checkpoint="latest",
+)
+
+def end(trainer, now):
+    if now == step and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.fit(folder / "photos", callback_on_step_end=end)
+"""
+
+
+def test_a_process_is_killed_and_the_run_resumes(sdxl, photos, tmp_path):
+    """The other one writes a checkpoint; from it, two processes go on, and so does one."""
+    sdxl.save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(photos):
+        photo.save(tmp_path / "photos" / f"{number}.png")
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "localhost:0", str(script), str(tmp_path)]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([*launch, "2"], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert killed.returncode != 0 and [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    shutil.copytree(tmp_path / "run", tmp_path / "one")
+    resumed = subprocess.run([*launch, "0"], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    settings = {"initializer_token": "dog", "resolution": 16, "train_batch_size": 4, "max_train_steps": 4}
+    whole = DTITrainer(sdxl, **settings).fit(tmp_path / "photos")
+    sdxl.unload_directional_inversion()
+    settings |= {"output_dir": tmp_path / "one", "resume_from_checkpoint": "latest"}
+    found = [DirectionalInversion.from_pretrained(tmp_path / "run"), DTITrainer(sdxl, **settings).fit(tmp_path / "photos")]
+    for component, v in whole.directions.items():
+        for concept in found:
+            torch.testing.assert_close(concept.directions[component], v, rtol=0, atol=1e-5)
