@@ -19,6 +19,7 @@ from .adapter import Adapter
 from .config import ResolvedConfig
 from .distributed import processes
 from .log import TrainingLog
+from .output import uninterrupted
 from .step import Stepper
 from .trainable import TrainableConcept
 
@@ -122,10 +123,11 @@ class Loop:
 
     def _train_step(self) -> None:
         """Take one step, and do what is due after it."""
-        losses = self.stepper.take(self.step)
-        if losses is None:
-            return  # the same samples come again: no step is lost
-        self.step += 1
+        with uninterrupted():  # a run that stopped amid a step could not be continued exactly
+            losses = self.stepper.take(self.step)
+            if losses is None:
+                return  # the same samples come again: no step is lost
+            self.step += 1
         self._losses, self._steps_summed = self._losses + losses, self._steps_summed + 1
         self.log.bar.update()
         if self._due(LOG_EVERY) or self._due(self.config.heldout_loss_steps):

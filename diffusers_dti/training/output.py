@@ -69,22 +69,41 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+_held_back = threading.local()  # the signal that came in a block of `uninterrupted`, if this thread is in one
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block has ended. A second one does not wait."""
+    _held_back.signal = None
+    try:
+        yield
+    finally:
+        number = _held_back.__dict__.pop("signal", None)
+    if number is not None:
+        _interrupt(number)
+
+
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for signals that would end the process, unless somebody handles them already."""
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    ours = [number for number in numbers if earlier[number] in (signal.SIG_DFL, signal.default_int_handler)]
     try:
         for number in ours:
             signal.signal(number, _interrupt)
         yield
     finally:
         for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, earlier[number])
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _interrupt(number: int, frame: Any = None) -> None:
+    if getattr(_held_back, "signal", number) is None:
+        _held_back.signal = number
+        return
     raise KeyboardInterrupt(signal.Signals(number).name)

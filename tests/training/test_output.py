@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusers_dti import DirectionalInversion, DTITrainer
-from diffusers_dti.training.output import LOCK, writing
+from diffusers_dti.training.output import LOCK, uninterrupted, writing
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
 
@@ -39,6 +39,25 @@ def test_a_signal_leaves_a_checkpoint(sdxl, photos, tmp_path, name):
         trainer.fit(photos, callback_on_step_end=end)
     assert (tmp_path / "checkpoint-3").is_dir() and list(trainer.inversions) == ["<dog>"]
     assert signal.getsignal(number) is signal.SIG_DFL and sdxl.directional_inversions == {}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_waits_for_the_end_of_a_step(name):
+    number, done = getattr(signal, name), []
+    with pytest.raises(KeyboardInterrupt, match=name), writing(None), uninterrupted():
+        os.kill(os.getpid(), number)
+        done.append("first")
+    with pytest.raises(KeyboardInterrupt, match=name), writing(None), uninterrupted():
+        os.kill(os.getpid(), number)
+        done.append("second")
+        os.kill(os.getpid(), number)
+        done.append("never")
+    with writing(None), uninterrupted():
+        done.append("third")
+    with pytest.raises(KeyboardInterrupt), writing(None):
+        os.kill(os.getpid(), number)
+        done.append("never")
+    assert done == ["first", "second", "third"]
 
 
 def test_handlers_of_others_stay():
