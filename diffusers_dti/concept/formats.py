@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..atomic import atomic_files
+from ..parsing import parse_json
 from . import third_party
 from .concept import Concept
 from .pickles import read_pickle
@@ -202,7 +203,7 @@ def _read_tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
 def _parse_header(path: Path, text: str) -> dict[str, Any]:
     """Return the header in a file's metadata, checked, without its version."""
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = parse_json(text)
         version = header.pop("version")
         if not isinstance(version, int):
             raise ValueError(f"its version is {version!r}")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
-from diffusers_dti.cli.arguments import scale
+from diffusers_dti.cli.arguments import scale, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
@@ -151,6 +151,11 @@ def test_options_are_read_as_the_settings_types():
         "validation_prompt": ["a {}", "my {}"], "templates": ["the {}"],
     }  # fmt: skip
     assert parser.parse_args([*line.split(), "--token_scale", "mean"]).token_scale == "mean"
+
+
+def test_values_of_call_options():
+    assert setting("guidance_scale=5") == ("guidance_scale", 5) and setting("a=b=c") == ("a", "b=c")
+    assert setting("a=" + "[" * 100_000) == ("a", "[" * 100_000)
 
 
 def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
