@@ -16,6 +16,7 @@ from typing import Literal, Optional
 
 import pytest
 import torch
+from helpers import no_hanging
 from PIL import Image
 
 from diffusers_dti import DirectionalInversion, DTIConfig
@@ -390,6 +391,14 @@ def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, 
     monkeypatch.setattr("diffusers_dti.training.trainer.DTITrainer.fit", stop)
     assert dti(*command, "--seed", 3, "--output_dir", tmp_path / "stopped") == 130
     assert "stopped. Finished results are kept." in capsys.readouterr().err
+
+
+def test_generate_from_what_is_not_a_regular_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    command = ["generate", "--model", "none", "--concepts", "none", "--output_dir", tmp_path / "out"]
+    with no_hanging():
+        assert dti(*command, "--prompt_file", tmp_path / "pipe") == 1
+    assert "pipe is not a file: give a text file of prompts" in capsys.readouterr().err
 
 
 def test_generate_with_braces(model, runs, tmp_path, capsys):
