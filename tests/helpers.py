@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -10,6 +12,22 @@ import torch
 from diffusers_dti.families import Batch, find_family
 from diffusers_dti.pipeline.offload import module_hooks
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
+
+
+@contextmanager
+def no_hanging(seconds=5):
+    """Fail instead of waiting for ever, as for a pipe that nobody writes to."""
+
+    def stop(signum, frame):
+        raise AssertionError(f"it hangs for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def state(tokenizer, encoder):

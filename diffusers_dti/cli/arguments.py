@@ -1,8 +1,9 @@
 """Options that several verbs share, and the types of their values."""
 
 import argparse
-import json
 from typing import Any
+
+from ..parsing import parse_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -97,6 +98,6 @@ def setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

@@ -72,10 +72,11 @@ def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
 
     Raises:
         ValueError: if no prompt is left.
+        OSError: if there is no such file.
     """
-    lines = given or []
-    if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
+    from ..evaluation.prompts import read_lines
+
+    lines = read_lines(file) if file is not None else given or []
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ValueError("There are no prompts: give some, or a file with one on each line.")

@@ -7,7 +7,6 @@ direction and scale come back as they were. Files of other programs are recogniz
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..atomic import atomic_files
+from ..parsing import parse_json
 from . import third_party
 from .concept import Concept
+from .pickles import read_pickle
 from .registry import COMPONENTS
 from .sorted_file import save_file
 
@@ -189,7 +190,7 @@ def _read_tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
                 f"{path} is a pickle, which is read only with `allow_pickle=True` (`--allow_pickle`), and then for its tensors "
                 "alone: code in it is never run."
             )
-        return _read_pickle(path), {}
+        return read_pickle(path), {}
     try:
         with safe_open(path, framework="pt") as f:
             bundled = [k for k in f.keys() if k.startswith(third_party.BUNDLE_PREFIX)]
@@ -199,24 +200,10 @@ def _read_tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> Any:
-    """Return the tensors of a pickle without running code in it."""
-    # torch 2.4 has no `safe_globals`. The files of the first textual inversion hold a ParameterDict, which is a module.
-    safe_globals = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
-    try:
-        # An open file, not a path: torch goes by a path's suffix.
-        with safe_globals([torch.nn.ParameterDict]), path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes lead to errors of many kinds
-        raise ValueError(f"{path} is damaged, or a pickle of more than tensors, which is not read.") from error
-
-
 def _parse_header(path: Path, text: str) -> dict[str, Any]:
     """Return the header in a file's metadata, checked, without its version."""
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = parse_json(text)
         version = header.pop("version")
         if not isinstance(version, int):
             raise ValueError(f"its version is {version!r}")

@@ -145,7 +145,8 @@ class DirectionalInversion(Concept):
             placeholder_token: replaces the placeholder in the file, or says which concept of a file with several to read.
             weight_name: the one file to read, instead of all `learned_embeds*.safetensors`.
             subfolder: a folder in the repository or folder.
-            allow_pickle: read pickles (`.pt`, `.bin`) as well, for their tensors alone: code in them is never run.
+            allow_pickle: read pickles (`.pt`, `.bin`) as well, for their tensors alone: code in them is never run. This needs
+                torch 2.10.
             hub_kwargs: arguments of `huggingface_hub.hf_hub_download`: `token`, `revision`, `cache_dir`, `local_files_only`,
                 and so on.
 

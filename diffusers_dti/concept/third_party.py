@@ -154,7 +154,8 @@ def _parts(tensors: Mapping[str, Any]) -> Parts:
 
 def _rows(value: Any) -> Tensor:
     """Return a tensor of a file as rows, (n, d) float32."""
-    rows = torch.atleast_2d(value.detach()) if isinstance(value, Tensor) else None
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    rows = torch.atleast_2d(value.detach()) if dense else None
     if rows is None or rows.ndim != 2 or not rows.is_floating_point() or not rows.numel():
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"rows (n, d) expected, got {got}")

@@ -1,5 +1,6 @@
 """Download DreamBooth's data set, 30 subjects with 4 to 6 photos each, from its public repository."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -16,7 +17,10 @@ from diffusers.utils import logging
 from ..atomic import atomic_file, atomic_folder
 from .images import IMAGE_SUFFIXES
 
-ARCHIVE = "https://github.com/google/dreambooth/archive/refs/heads/main.zip"  # about 110 MB
+COMMIT = "4f887af7970a06fc0cd3adaa1d0b368547d6a1d0"  # of March 6, 2023, the last one so far
+TREE = "020eca0ee27124b7d2f6bcfc05d6a6c45b8a50a4"  # what `git rev-parse COMMIT:dataset` says; archives have no fixed bytes
+SIZE = 111_685_720  # of the files in `dataset`, in bytes; an archive has about as many
+ARCHIVE = f"https://github.com/google/dreambooth/archive/{COMMIT}.zip"
 CLASSES = "prompts_and_classes.txt"
 TIMEOUT = 30  # seconds without a byte
 
@@ -53,8 +57,8 @@ def _fetch(temporary: Path, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=temporary.parent) as archive:
             _download_archive(archive)
             _unpack(archive, temporary)
-        if not (temporary / CLASSES).is_file():
-            raise OSError(f"the archive has no dataset/{CLASSES}")
+        if git_hash(temporary).hex() != TREE:
+            raise OSError(f"the archive's folder `dataset` is not the one of commit {COMMIT}")
     except (OSError, HTTPException, BadZipFile, zlib.error, EOFError) as error:
         raise OSError(
             f"DreamBooth's data set could not be downloaded from {ARCHIVE}: {error}. Without a network, download that archive "
@@ -69,6 +73,8 @@ def _download_archive(file: IO[bytes]) -> None:
             while block := response.read(2**16):
                 file.write(block)
                 bar.update(len(block))
+                if file.tell() > 2 * SIZE:
+                    raise OSError(f"more than {2 * SIZE} bytes were sent")
     if file.tell() < total:  # urllib takes the end of a connection for the end of the file
         raise OSError(f"the connection was cut after {file.tell()} of {total} bytes")
 
@@ -76,9 +82,14 @@ def _download_archive(file: IO[bytes]) -> None:
 def _unpack(archive: IO[bytes], folder: Path) -> None:
     """Unpack the archive's folder `dataset` as `folder`."""
     with ZipFile(archive) as packed:
-        for info, path in list(_checked_members(packed)):
-            if path.parts[1:2] != ("dataset",) or info.is_dir():
-                continue
+        members = []
+        for info, path in _checked_members(packed):
+            if path.parts[1:2] == ("dataset",) and not info.is_dir():
+                members.append((info, path))
+        total = sum(info.file_size for info, _ in members)
+        if total > SIZE:
+            raise OSError(f"it would unpack to {total} bytes, and the data set has {SIZE}")
+        for info, path in members:
             target = folder.joinpath(*path.parts[2:])
             target.parent.mkdir(parents=True, exist_ok=True)
             with packed.open(info) as source, target.open("wb") as unpacked:
@@ -91,6 +102,18 @@ def _checked_members(packed: ZipFile) -> Iterator[tuple[ZipInfo, PurePosixPath]]
         if path.is_absolute() or ".." in path.parts:
             raise OSError(f"the archive has a path that leaves its folder, {path}")
         yield info, path
+
+
+def git_hash(path: Path) -> bytes:
+    """Return git's hash of a file, or of a folder of plain files."""
+    if path.is_file():
+        kind, content = "blob", path.read_bytes()
+    else:
+        kind, content = "tree", b""
+        # git sorts as if the names of folders ended with a slash.
+        for entry in sorted(path.iterdir(), key=lambda entry: entry.name + "/" * entry.is_dir()):
+            content += f"{40000 if entry.is_dir() else 100644} {entry.name}\0".encode() + git_hash(entry)
+    return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest()
 
 
 def _list_subjects(folder: Path) -> dict[str, dict[str, str]]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
+MAX_ELONGATION = 10  # long side : short side; training enlarges by the short side, and a strip would take gigabytes
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 ImageInput = str | Path | Image.Image
@@ -62,7 +63,7 @@ def load_photos(
         masks: an image for each photo, white where the subject is, or None. They replace transparency.
 
     Raises:
-        ValueError: if there are no photos, or if captions or masks do not fit them.
+        ValueError: if there are no photos, if one is a long strip, or if captions or masks do not fit them.
         OSError: if a file is not an image.
     """
     found = _find_images(images)
@@ -73,6 +74,7 @@ def load_photos(
     photos = []
     for number, (source, caption) in enumerate(found):
         image = _open(source)
+        _check_elongation(f"Photo {number + 1}" if isinstance(source, Image.Image) else str(source), image)
         mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
         if captions is not None:
             caption = captions[number]
@@ -134,12 +136,23 @@ def _open(source: ImageInput) -> Image.Image:
         image = source
     else:
         try:
+            if not Path(source).is_file():  # opening a pipe would wait for ever
+                raise OSError("there is no regular file of that name")
             image = Image.open(source)
             image.load()
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise OSError(f"{source} is not an image that can be opened, replace or remove it: {error}") from error
     image = ImageOps.exif_transpose(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _check_elongation(name: str, image: Image.Image) -> None:
+    if max(image.size) > MAX_ELONGATION * min(image.size):
+        width, height = image.size
+        raise ValueError(
+            f"{name} is {width} x {height} pixels: cut it, so that its long side is at most {MAX_ELONGATION} times its short "
+            "side."
+        )
 
 
 def _open_mask(source: ImageInput | None, size: tuple[int, int]) -> Image.Image | None:

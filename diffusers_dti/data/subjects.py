@@ -5,13 +5,13 @@
 Optional fields are "images", the file names to use, and "prompts", for the evaluation. Other fields are ignored.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..parsing import parse_json
 from .images import Photo, images_in_folder, load_photos
 
 BUILT_IN_TEMPLATES = "imagenet_small"  # the authors' name for their list; here it selects ours
@@ -112,7 +112,7 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise OSError(f"{path} does not exist: give a JSON file of subjects.")
     try:
-        entries = json.loads(path.read_bytes())
+        entries = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(entries, dict) or not entries or not all(isinstance(entry, dict) for entry in entries.values()):

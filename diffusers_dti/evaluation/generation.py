@@ -182,8 +182,11 @@ def read_provenance(path: Path) -> str | None:
     """Return the JSON text that says what an image was generated from; None if there is no file or no such text."""
     if not path.is_file():
         return None
-    with Image.open(path) as image:
-        return image.info.get(PROVENANCE_KEY)
+    try:
+        with Image.open(path) as image:
+            return image.info.get(PROVENANCE_KEY)
+    except ValueError:  # Pillow's, for a text that is very long when unpacked
+        return None
 
 
 def _save(image: Image.Image, path: Path, provenance: str) -> None:

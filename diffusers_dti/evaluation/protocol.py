@@ -1,7 +1,6 @@
 """The paper's protocol: every subject in its prompts, from several seeds, with a score for each image."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..data.subjects import Subject
+from ..parsing import parse_json
 from ..pipeline.protocols import Pipeline
 from .generation import PlannedImage, concepts_loaded, generate_missing, read_provenance
 from .metrics import Metric
@@ -137,11 +137,11 @@ def score(
 
 def _is_generated(image: PlannedImage) -> bool:
     """Return whether the file exists, and was generated from this prompt and seed."""
-    provenance = read_provenance(image.path)
-    if provenance is None:
+    try:
+        found = parse_json(read_provenance(image.path) or "{}")
+    except ValueError:  # another program's text
         return False
-    found = json.loads(provenance)
-    return found.get("prompt") == image.prompt and found.get("seed") == image.seed
+    return isinstance(found, dict) and found.get("prompt") == image.prompt and found.get("seed") == image.seed
 
 
 def _score_settings(subject: Subject, images: Sequence[PlannedImage], texts: Sequence[str]) -> list[dict[str, Any]]:

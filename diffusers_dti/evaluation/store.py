@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..parsing import parse_json
+
 
 class Store:
     """A file of results, which are found by their settings and by the code that computed them.
@@ -114,7 +116,7 @@ class Store:
                     break
                 self._read += len(line)
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:  # a process was killed while it wrote this
                     continue
                 if row["code"] == self.code:

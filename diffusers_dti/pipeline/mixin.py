@@ -58,7 +58,8 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
             kwargs: how to find and read the files:
                 `weight_name`, the one file to read instead of all `learned_embeds*.safetensors`;
                 `subfolder`, the folder within the repository or folder;
-                `allow_pickle`, True to read `.pt` and `.bin` files too, for their tensors alone: code in them is never run;
+                `allow_pickle`, True to read `.pt` and `.bin` files too, for their tensors alone: code in them is never run
+                (needs torch 2.10);
                 `revision`, the branch, tag or commit of the repository;
                 `cache_dir`, `local_files_only`, `force_download` and the other arguments of `hf_hub_download`.
 

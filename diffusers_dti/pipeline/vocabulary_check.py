@@ -10,6 +10,9 @@ from ..concept.inversion import DirectionalInversion
 from .text_encoders import TextEncoder
 from .tokenizer import token_names
 
+SHORTEST_PROMPT = "a photo of a"  # of training's templates, without the placeholder
+LONGEST_WINDOW = 512  # Wan's, the longest of all families; tokenizers such as Gemma's say 10**30
+
 _NUMBERED = re.compile(r"(.+)_\d+")  # how diffusers names the vectors of one token
 
 
@@ -22,7 +25,7 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         reuse_existing: accept a concept whose tokens and rows a reopened pipeline already has.
 
     Raises:
-        ValueError: if a width differs, a placeholder is taken, or the table is quantized.
+        ValueError: if a width differs, a prompt has no room for all vectors, a placeholder is taken, or the table is quantized.
     """
     if inversions and not encoder.weight.is_floating_point():
         raise ValueError(
@@ -35,6 +38,7 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
     for inversion in inversions:
         placeholder, rows = inversion.placeholder_token, inversion.embeddings[encoder.component]
         _check_width(encoder, inversion, rows)
+        check_count(encoder, placeholder, len(rows))
         if placeholder in loaded:
             raise ValueError(
                 f"{placeholder} is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
@@ -54,6 +58,27 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             )
         loaded.add(placeholder)
         bases.add(_base(placeholder))
+
+
+def check_count(encoder: TextEncoder, name: str, count: int) -> None:
+    """Check that a prompt has room for the vectors of a concept: those beyond the encoder's window would be cut off.
+
+    Args:
+        encoder: the text encoder.
+        name: what the message calls the concept.
+        count: the number of vectors.
+
+    Raises:
+        ValueError: if not all of them fit beside training's shortest template.
+    """
+    if count == 1:
+        return
+    room = min(encoder.tokenizer.model_max_length, LONGEST_WINDOW) - len(encoder.tokenizer(SHORTEST_PROMPT).input_ids)
+    if count > room:
+        raise ValueError(
+            f"{name} would have {count} vectors in {encoder.component}, where a prompt has room for {room} beside "
+            f"{SHORTEST_PROMPT!r}: use fewer (`num_vectors`)."
+        )
 
 
 def _base(placeholder: str) -> str | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..concept.concept import Concept
 from .offload import offload_disabled
 from .text_encoders import TextEncoder
+from .vocabulary_check import check_count
 
 LONE_SPACES = ("▁", "Ġ")  # tokens of SentencePiece and byte-level vocabularies that are a space and nothing else
 
@@ -54,7 +55,7 @@ def word_rows(
         Rows, (n, d) float32 on the CPU, by component.
 
     Raises:
-        ValueError: if an encoder does not know the words, a concept lacks a component, or `num_vectors` is too small.
+        ValueError: if an encoder does not know the words, a concept lacks a component, or `num_vectors` is too small or large.
     """
     rows = {}
     for component, encoder in encoders.items():
@@ -66,22 +67,25 @@ def word_rows(
             ids = token_ids_of(encoder, words, in_context)
             with offload_disabled(encoder.model):
                 own = encoder.weight.detach()[ids].float().cpu()
-        rows[component] = repeat_rows(own, num_vectors, component)
+        rows[component] = repeat_rows(own, num_vectors, encoder)
     return rows
 
 
-def repeat_rows(rows: Tensor, num_vectors: int | None, component: str) -> Tensor:
+def repeat_rows(rows: Tensor, num_vectors: int | None, encoder: TextEncoder) -> Tensor:
     """Repeat rows in turn until there are `num_vectors`; None keeps them as they are.
 
     Args:
         rows: (n, d).
         num_vectors: the number of rows to return.
-        component: the encoder's component, for the message.
+        encoder: the text encoder that they are for.
 
     Raises:
-        ValueError: if there are more rows than `num_vectors`.
+        ValueError: if there are more rows than `num_vectors`, or a prompt has no room for as many.
     """
     count = num_vectors or len(rows)
     if count < len(rows):
-        raise ValueError(f"The initializer has {len(rows)} vectors in {component}: num_vectors must be {len(rows)} or more.")
+        raise ValueError(
+            f"The initializer has {len(rows)} vectors in {encoder.component}: num_vectors must be {len(rows)} or more."
+        )
+    check_count(encoder, "The concept", count)
     return rows[[i % len(rows) for i in range(count)]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_folder
 from ..concept.inversion import DirectionalInversion
+from ..parsing import parse_json
 from .adapter import Adapter
 from .seeds import SAMPLES_VERSION
 from .trainable import TrainableConcept
@@ -165,10 +166,10 @@ def _read(folder: Path) -> tuple[int, dict[str, str], dict[str, Any], dict[str, 
     try:
         with safe_open(folder / STATE, framework="pt") as f:
             metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-        step, settings = int(metadata["step"]), json.loads(metadata["settings"])
+        step, settings = int(metadata["step"]), parse_json(metadata["settings"])
         if step < 0 or not isinstance(settings, dict):
             raise ValueError(f"it says that it is at step {step}")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be resumed, {STATE} is damaged: {error}.") from error
     return step, metadata, settings, tensors
 

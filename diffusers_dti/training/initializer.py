@@ -70,5 +70,5 @@ def contextual_rows(
         first = next(i for i in range(len(ids)) if ids[i : i + len(own)] == own)  # behind <bos>, if there is one
         out = encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         states = out.last_hidden_state[0]
-        rows[component] = repeat_rows(states[first : first + len(own)].float().cpu(), num_vectors, component)
+        rows[component] = repeat_rows(states[first : first + len(own)].float().cpu(), num_vectors, encoder)
     return rows

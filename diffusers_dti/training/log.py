@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..atomic import atomic_file
+from ..parsing import parse_json
 from . import validation
 from .config import ResolvedConfig
 from .distributed import processes
@@ -58,8 +59,8 @@ class TrainingLog:
         """Keep the entries logged before the checkpoint being resumed; otherwise start an empty log."""
         lines = log.read_text().splitlines() if step and log.exists() else []
         for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
-                entry = json.loads(line)
+            with contextlib.suppress(ValueError):  # the last line of a run that was killed
+                entry = parse_json(line)
                 if entry["step"] <= step:
                     self.history.append({key: math.nan if value is None else value for key, value in entry.items()})
         with atomic_file(log) as temporary:

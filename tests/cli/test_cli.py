@@ -16,11 +16,12 @@ from typing import Literal, Optional
 
 import pytest
 import torch
+from helpers import no_hanging
 from PIL import Image
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
-from diffusers_dti.cli.arguments import scale
+from diffusers_dti.cli.arguments import scale, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
@@ -151,6 +152,11 @@ def test_options_are_read_as_the_settings_types():
         "validation_prompt": ["a {}", "my {}"], "templates": ["the {}"],
     }  # fmt: skip
     assert parser.parse_args([*line.split(), "--token_scale", "mean"]).token_scale == "mean"
+
+
+def test_values_of_call_options():
+    assert setting("guidance_scale=5") == ("guidance_scale", 5) and setting("a=b=c") == ("a", "b=c")
+    assert setting("a=" + "[" * 100_000) == ("a", "[" * 100_000)
 
 
 def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
@@ -385,6 +391,14 @@ def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, 
     monkeypatch.setattr("diffusers_dti.training.trainer.DTITrainer.fit", stop)
     assert dti(*command, "--seed", 3, "--output_dir", tmp_path / "stopped") == 130
     assert "stopped. Finished results are kept." in capsys.readouterr().err
+
+
+def test_generate_from_what_is_not_a_regular_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    command = ["generate", "--model", "none", "--concepts", "none", "--output_dir", tmp_path / "out"]
+    with no_hanging():
+        assert dti(*command, "--prompt_file", tmp_path / "pipe") == 1
+    assert "pipe is not a file: give a text file of prompts" in capsys.readouterr().err
 
 
 def test_generate_with_braces(model, runs, tmp_path, capsys):

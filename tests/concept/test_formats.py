@@ -109,6 +109,7 @@ def test_unreadable_files_say_why(tmp_path):
         '{"scale": [1.0]}', '{"version": 1}', "[1]", "{", '{"version": "1", "component": "text_encoder", "scale": [1.0]}',
         '{"version": 1, "component": "text_encoder", "scale": null}', '{"version": 1, "component": "unet", "scale": [1.0]}',
         '{"version": 1, "component": "text_encoder", "scale": [NaN]}',
+        pytest.param("[" * 100_000 + "]" * 100_000, id="nested"),
     ],
 )  # fmt: skip
 def test_wrong_or_damaged_headers_are_refused(tmp_path, header):

@@ -4,10 +4,9 @@ import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
-from PIL import Image
 
 from diffusers_dti.data import dreambooth
 from diffusers_dti.data.subjects import read_subjects
@@ -29,16 +28,17 @@ prompt_list = [
 """
 
 
-def pack_archive(more=None):
-    photo = io.BytesIO()
-    Image.effect_noise((32, 32), 90).save(photo, "jpeg")
+PHOTO = b"P6 32 8 255\n" + bytes(range(256)) * 3  # Pillow goes by the content; a JPEG would differ from release to release
+TREE = "5f607b1491bdb9a851a61e139b6ed94d37eacf2a"  # `git write-tree` says so of the folder `dataset` below
+
+
+def pack_archive(more=None, zeros=0):
     files = {"README.md": "not used here", "LICENSE.md": "", "dataset/prompts_and_classes.txt": LIST}
-    files |= {"dataset/references_and_licenses.txt": "CC BY", "dataset/unlisted/00.jpg": photo.getvalue()}
-    files |= {
-        f"dataset/{name}/0{i}.jpg": photo.getvalue() for name in ("dog", "wolf_plushie", "backpack_dog") for i in range(4)
-    }
+    files |= {"dataset/references_and_licenses.txt": "CC BY", "dataset/unlisted/00.jpg": PHOTO}
+    files |= {f"dataset/{name}/0{i}.jpg": PHOTO for name in ("dog", "wolf_plushie", "backpack_dog") for i in range(4)}
+    files |= {"dataset/dog/zeros.jpg": bytes(zeros)} if zeros else {}
     archive = io.BytesIO()
-    with ZipFile(archive, "w") as file:
+    with ZipFile(archive, "w", ZIP_DEFLATED if zeros else ZIP_STORED) as file:
         for folder in ("", "dataset/", "dataset/dog/"):
             file.writestr(f"dreambooth-main/{folder}", "")
         for name, content in files.items():
@@ -72,6 +72,7 @@ def server(monkeypatch):
     made.asked, made.reply = 0, None
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(dreambooth, "ARCHIVE", f"http://127.0.0.1:{made.server_port}/main.zip")
+    monkeypatch.setattr(dreambooth, "TREE", TREE)
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield made
@@ -141,7 +142,7 @@ def test_rejects_another_folder(tmp_path):
 
 
 FLIPPED = bytearray(pack_archive())
-FLIPPED[FLIPPED.index(b"JFIF") + 400] ^= 255
+FLIPPED[FLIPPED.index(PHOTO) + 400] ^= 255
 
 
 @pytest.mark.parametrize(
@@ -158,10 +159,8 @@ FLIPPED[FLIPPED.index(b"JFIF") + 400] ^= 255
         (with_length(pack_archive(["../evil.txt"])), r"leaves its folder, \.\./evil\.txt"),
         (with_length(pack_archive(["dreambooth-main/dataset\\..\\..\\evil.txt"])), r"leaves its folder, .*evil\.txt"),
         (with_length(pack_archive(["/evil.txt"])), r"leaves its folder, /evil\.txt"),
-        (
-            with_length(pack_archive().replace(b"/dataset/", b"/elsewhr/")),
-            r"the archive has no dataset/prompts_and_classes\.txt",
-        ),
+        (with_length(pack_archive().replace(b"/dataset/", b"/elsewhr/")), "`dataset` is not the one of commit 4f887af"),
+        (with_length(pack_archive(["dreambooth-main/dataset/dog/04.jpg"])), "`dataset` is not the one of commit 4f887af"),
     ],
 )
 def test_failed_downloads_leave_nothing_behind(server, tmp_path, reply, why):
@@ -170,6 +169,30 @@ def test_failed_downloads_leave_nothing_behind(server, tmp_path, reply, why):
         dreambooth.download(tmp_path / "data" / "dreambooth")
     assert f"unpack its folder `dataset` as {tmp_path / 'data' / 'dreambooth'}, and run this again" in str(error.value)
     assert [p.name for p in tmp_path.rglob("*")] == ["data"]
+
+
+def test_archives_that_are_too_large_are_refused_early(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(dreambooth, "SIZE", 20_000)
+    monkeypatch.setattr(dreambooth.shutil, "copyfileobj", lambda *files: pytest.fail("unpacked"))
+    for zeros, reply, why in (
+        (100_000, with_length, "would unpack to 11[0-9]{4} bytes, and the data set has 20000"),
+        (0, lambda body: (200, body + bytes(10**6), {}), "more than 40000 bytes were sent"),
+    ):
+        server.reply = reply(pack_archive(zeros=zeros))
+        with pytest.raises(OSError, match=why):
+            dreambooth.download(tmp_path / "dreambooth")
+        assert not list(tmp_path.iterdir())
+
+
+def test_hashes_are_those_of_git(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert dreambooth.git_hash(empty).hex() == "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # known to all users of git
+    (empty / "file").touch()
+    assert dreambooth.git_hash(empty / "file").hex() == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    with ZipFile(io.BytesIO(pack_archive())) as packed:
+        packed.extractall(tmp_path)
+    assert dreambooth.git_hash(tmp_path / "dreambooth-main" / "dataset").hex() == TREE
 
 
 def test_no_server_and_a_silent_server(tmp_path, monkeypatch):

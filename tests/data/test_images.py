@@ -1,4 +1,7 @@
+import os
+
 import pytest
+from helpers import no_hanging
 from PIL import Image
 
 from diffusers_dti.data.images import load_photos, logger
@@ -71,6 +74,35 @@ def test_rejects_files_that_are_not_images(tmp_path):
         load_photos([tmp_path / "cut.png"])
     with pytest.raises(OSError, match=r"nowhere\.png"):
         load_photos(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("size", [(1, 11), (110, 10), (400, 3)])
+def test_rejects_strips(tmp_path, size):
+    """Enlarged to a short side of 512 pixels, 1 x 3,000 pixels would take 14 GB."""
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    width, height = size
+    message = rf" is {width} x {height} pixels: cut it, so that its long side is at most 10 times its short side"
+    with pytest.raises(ValueError, match=rf"strip\.png{message}"):
+        load_photos(tmp_path)
+    with pytest.raises(ValueError, match=f"Photo 2{message}"):
+        load_photos([Image.new("RGB", (4, 4)), Image.new("L", size)])
+    assert load_photos(Image.new("RGB", (10, 100))) and load_photos(Image.new("RGB", (4, 4)), masks=[Image.new("L", size)])
+
+
+def test_rejects_what_is_not_a_regular_file(tmp_path):
+    """A pipe is not opened, which would wait for somebody to write."""
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for photos, masks in ((pipe, None), ([str(pipe)], None), (Image.new("RGB", (4, 4)), [pipe])):
+        with pytest.raises(OSError, match=r"pipe\.png is not an image .*: there is no regular file"), no_hanging():
+            load_photos(photos, masks=masks)
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "huge.png")
+    with pytest.raises(OSError, match=r"huge\.png is not an image that can be opened.*decompression bomb"):
+        load_photos(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_reads_only_the_names(write):
     ("subjects", "error", "message"),
     [
         ("{'dog': 1}", ValueError, r"subjects\.json is not valid JSON"),
+        pytest.param("[" * 100_000, ValueError, r"subjects\.json is not valid JSON: it is nested too deeply", id="nested"),
         ("[]", ValueError, "must map names to subjects"),
         ({"dog": "photos/dog"}, ValueError, "must map names to subjects"),
         ({"dog": {"class": "dog"}}, ValueError, "'dog' of .* needs a \"path\""),

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 from helpers import differing, states
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from diffusers_dti.evaluation.generation import (
     RESERVED_ARGUMENTS,
@@ -158,6 +159,10 @@ def test_files_without_provenance(tmp_path):
     assert read_provenance(tmp_path / "missing.png") is None
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert read_provenance(tmp_path / "plain.png") is None
+    info = PngInfo()
+    info.add_text("dti", "a" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png", pnginfo=info)
+    assert read_provenance(tmp_path / "bomb.png") is None
 
 
 def test_an_interrupted_run_keeps_its_finished_batches(sdxl, tmp_path):

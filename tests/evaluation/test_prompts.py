@@ -1,6 +1,9 @@
-import pytest
+import os
 
-from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_prompts
+import pytest
+from helpers import no_hanging
+
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_lines, read_prompts
 
 DREAMBOOTH = """Classes
 
@@ -74,6 +77,14 @@ def test_errors_name_a_line_without_exactly_one_place(tmp_path, line):
     path.write_text(f"a {{}} at sea\n\n{line}\n")
     with pytest.raises(ValueError, match="line 3: .*exactly one"):
         read_prompts(path)
+
+
+def test_rejects_what_is_not_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere.txt"):
+        for read in (read_prompts, read_lines):
+            with pytest.raises(OSError, match=rf"{path.name} is not a file: give a text file of prompts"), no_hanging():
+                read(path)
 
 
 def test_rejects_files_without_prompts(tmp_path):

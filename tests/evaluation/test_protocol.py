@@ -186,6 +186,16 @@ def test_images_that_are_missing_or_from_something_else(tmp_path, run, subject, 
     assert not metrics["a"][0].asked and not (tmp_path / "scores.jsonl").exists()
 
 
+@pytest.mark.parametrize("text", ["painted by hand", "[1]", "null", "[" * 100_000], ids=["text", "list", "null", "nested"])
+def test_an_image_with_another_programs_text_is_missing(tmp_path, run, subject, images, text):
+    info = PngInfo()
+    info.add_text("dti", text)
+    images[0].path.parent.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(images[0].path, pnginfo=info)
+    with pytest.raises(OSError, match="1 of 1 images of rex are missing"):
+        score(run, subject, images[:1], {"a": (Brightness(), store(tmp_path))})
+
+
 def test_two_metrics_with_the_same_score(tmp_path, run, subject, generated):
     metrics = {"a": (Brightness(), store(tmp_path)), "b": (Brightness(), store(tmp_path))}
     with pytest.raises(ValueError, match="b returns the score 'brightness', and so does another metric: use only one"):

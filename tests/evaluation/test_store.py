@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from diffusers_dti.evaluation import store
 from diffusers_dti.evaluation.store import Store
 
 CODE = '''"""A module."""
@@ -40,8 +39,12 @@ def path(tmp_path):
 
 def start(script, *arguments):
     """Start a process that has `Store`, without the imports of the package, which take seconds."""
-    script = f"import runpy, sys\nStore = runpy.run_path({store.__file__!r})['Store']\n{script}"
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)])
+    lines = ["import sys, types"]
+    for name in ("diffusers_dti", "diffusers_dti.evaluation"):  # empty packages: their own would import torch
+        lines.append(f"sys.modules[{name!r}] = package = types.ModuleType({name!r})")
+        lines.append(f"package.__path__ = {list(sys.modules[name].__path__)!r}")
+    lines += ["from diffusers_dti.evaluation.store import Store", script]
+    return subprocess.Popen([sys.executable, "-c", "\n".join(lines), *map(str, arguments)])
 
 
 def test_finds_results_by_their_settings(path, code):
@@ -126,6 +129,16 @@ Store(sys.argv[1], [sys.argv[2]]).put({"n": 1}, {"text": "x" * 5000})
     after.put({"n": 2}, {"text": "next"})
     for results in (before, after, Store(path, [code])):
         assert [row["settings"]["n"] for row in results.rows()] == [0, 2] and results.get({"n": 2}) == {"text": "next"}
+
+
+@pytest.mark.parametrize("depth", [400, 100_000])
+def test_lines_nested_too_deeply_are_passed_over(path, code, depth):
+    results = Store(path, [code])
+    results.put({"n": 0}, {"score": 1})
+    line = path.read_text().replace('"n": 0', '"n": 1').replace('"score": 1', '"score": ' + "[" * depth + "]" * depth)
+    with path.open("a") as file:
+        file.write(line)
+    assert [row["settings"]["n"] for row in results.rows()] == [0] and results.get({"n": 1}) is None
 
 
 def test_reads_a_line_once_it_is_complete(path, code):

@@ -68,6 +68,7 @@ def test_a_resumed_log_keeps_what_was_before_the_checkpoint(tmp_path):
         log.write_metrics(step, {"<dog>": DOG}, 0)
     log.close()
     with (tmp_path / LOG_NAME).open("a") as file:
+        file.write("[" * 100_000 + "]" * 100_000 + "\n")  # another program's
         file.write('{"step": 40, "lo')  # torn off when the run was killed
     resumed = start(tmp_path, step=20)
     assert [x["step"] for x in resumed.history] == [10, 20] == [x["step"] for x in entries(tmp_path)]

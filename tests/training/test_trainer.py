@@ -262,6 +262,8 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
         ({"initializer_token": " "}, None, None, ValueError, "has no known tokens"),
         ({"token_scale": "median"}, None, None, ValueError, "token_scale must be"),
         ({"initializer_token": "red toy dog", "num_vectors": 2}, None, None, ValueError, "num_vectors must be 3 or more"),
+        ({"num_vectors": 1000}, None, None, ValueError, "room for 18 beside 'a photo of a': use fewer"),
+        ({"num_vectors": 1000, "method": "crossinit"}, None, None, ValueError, "room for 18 beside 'a photo of a': use fewer"),
         ({}, None, ["a dog " * 20 + "{}", None, None], ValueError, "comes after 24 tokens"),
         ({"templates": ["a dog " * 20 + "{}"]}, None, None, ValueError, "shorten it"),
     ],
