@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Not a `huggingface_hub.ModelHubMixin`, although the method names are the same. Its `__new__` sets an attribute on the object,
 # which a frozen dataclass refuses. Its config.json misses the fields of a dataclass and is not in other programs' repositories.
 # Its `from_pretrained` takes neither a single file nor a state dict, and claims `token`.
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DirectionalInversion(Concept):
     """A learned concept, apart from any pipeline: directions on the unit sphere and scales, one set for each text encoder.
 
@@ -32,7 +32,7 @@ class DirectionalInversion(Concept):
         metadata: JSON values: initializer, base model, scale rule, pooling, training settings, versions.
 
     Raises:
-        ValueError: if directions are not finite unit rows, or scales do not match them.
+        ValueError: if directions are not finite unit rows, scales do not match them, or the placeholder is not a word.
 
     Example:
 
