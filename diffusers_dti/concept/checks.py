@@ -66,9 +66,23 @@ def check_header(header: Mapping[str, Any]) -> None:
         if value is not None and not (isinstance(value, str) and len(value) <= LONGEST_TEXT):
             raise ValueError(f"its {key} must be text of at most {LONGEST_TEXT} characters, got {value!r:.80}")
     for key in MAPPINGS:
-        value = header.get(key)
-        if value is not None and not isinstance(value, Mapping):
-            raise ValueError(f"its {key} must be a mapping, got {value!r:.80}")
-    if not all(isinstance(key, str | None) for key in (header.get("encoders") or {}).values()):
+        if not isinstance(header.get(key, {}), Mapping):
+            raise ValueError(f"its {key} must be a mapping, got {header[key]!r:.80}")
+    if not all(isinstance(key, str | None) for key in header.get("encoders", {}).values()):
         raise ValueError("its encoders must be keys by component")
     json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate could be neither printed nor saved again
+
+
+def check_scale(value: Any, norms: Tensor) -> Tensor:
+    """Return the scales in a header, (n,) float32, if they are the norms of the rows, (n,).
+
+    Raises:
+        ValueError: if they are not, or are not numbers.
+    """
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise ValueError(f"its scale must be a list of numbers, got {value!r:.80}")
+    scale = torch.tensor(value, dtype=torch.float32)
+    # `not <=` is true for NaN as well, and an infinite scale is not within a share of itself.
+    if scale.shape != norms.shape or not ((norms - scale).abs() <= 1e-4 * norms).all():
+        raise ValueError(f"its scales {scale.tolist()!s:.80} are not the norms of the rows, {norms.tolist()!s:.80}")
+    return scale

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import formats, publish
 from .concept import Concept
-from .source import describe_source, read_stored
+from .source import describe_source, errors_named, read_stored
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -183,7 +183,8 @@ class DirectionalInversion(Concept):
             raise ValueError(
                 f"{describe_source(source)} names no placeholder: give one with `token` (`placeholder_token`, `--placeholder`)."
             )
-        concept = cls.from_embeddings(stored.placeholder, stored.rows, stored.metadata)
-        # Dividing by the stored scale restores the direction to the last digit; the product's norm would be rounded once more.
-        directions = {c: rows / stored.scales[c][:, None] for c, rows in stored.rows.items() if c in stored.scales}
-        return replace(concept, directions=concept.directions | directions, scales=concept.scales | stored.scales)
+        with errors_named(source):
+            concept = cls.from_embeddings(stored.placeholder, stored.rows, stored.metadata)
+            # Dividing by the stored scale restores the direction to the last digit; the product's norm would be rounded again.
+            directions = {c: rows / stored.scales[c][:, None] for c, rows in stored.rows.items() if c in stored.scales}
+            return replace(concept, directions=concept.directions | directions, scales=concept.scales | stored.scales)
