@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.text_files import read_text
 from . import arguments
 
 EXAMPLE = (
@@ -75,7 +76,7 @@ def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
     """
     lines = given or []
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ValueError("There are no prompts: give some, or a file with one on each line.")

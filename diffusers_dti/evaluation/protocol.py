@@ -140,8 +140,11 @@ def _is_generated(image: PlannedImage) -> bool:
     provenance = read_provenance(image.path)
     if provenance is None:
         return False
-    found = json.loads(provenance)
-    return found.get("prompt") == image.prompt and found.get("seed") == image.seed
+    try:
+        found = json.loads(provenance)
+    except ValueError:  # another program's text
+        return False
+    return isinstance(found, dict) and found.get("prompt") == image.prompt and found.get("seed") == image.seed
 
 
 def _score_settings(subject: Subject, images: Sequence[PlannedImage], texts: Sequence[str]) -> list[dict[str, Any]]:

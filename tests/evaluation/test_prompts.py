@@ -87,3 +87,15 @@ def test_rejects_files_without_prompts(tmp_path):
     path.write_text(DREAMBOOTH.replace("a tall {0} {1}", "a tall {0}"))
     with pytest.raises(ValueError, match="line 21: .*exactly one"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_in_the_encodings_of_common_editors(tmp_path, encoding):
+    (tmp_path / "prompts.txt").write_bytes("# été\na {} au café\n".encode(encoding))
+    assert read_prompts(tmp_path / "prompts.txt")["live"] == ["a {} au café"]
+
+
+def test_prompts_in_an_unknown_encoding_are_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("a {} au café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt is not in UTF-8 or UTF-16: save it in UTF-8\."):
+        read_prompts(tmp_path / "prompts.txt")
