@@ -80,7 +80,7 @@ def load_photos(
         mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
         if captions is not None:
             caption = captions[number]
-        if caption is not None and not (isinstance(caption, str) and "{}" in caption):
+        if not _is_caption(caption):
             raise ValueError(f'The caption of photo {number + 1}, {caption!r}, needs a "{{}}" where the placeholder goes.')
         photos.append(Photo(_on_white(image), caption, mask))
     return photos
@@ -133,6 +133,10 @@ def _images_in_dataset(dataset: ImageDataset) -> list[tuple[ImageInput, str | No
 def _check_length(name: str, values: Any, count: int) -> None:
     if values is not None and (isinstance(values, str | Mapping) or not isinstance(values, Sized) or len(values) != count):
         raise ValueError(f"{name} must be a list with an entry (or None) for each of the {count} photos.")
+
+
+def _is_caption(text: object) -> bool:
+    return text is None or (isinstance(text, str) and "{}" in text)
 
 
 def _not_a_photo(given: object) -> TypeError:

@@ -432,3 +432,14 @@ def test_what_cannot_be_saved_is_kept_elsewhere(model, subjects, tmp_path, capsy
     assert "could not be written to. What was learned is in" in said and "rex: failed" in said
     (kept,) = tmp_path.glob("dti-*")
     assert DirectionalInversion.from_pretrained(kept).metadata["initializer"] == "dog"
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cuda", ""), ("warp:3", "warp")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_device_that_is_not_here_is_one_line(model, tmp_path, capsys, device, reason):
+    assert (
+        dti("generate", "--model", model, "--concepts", "x", "--prompts", "a", "--output_dir", tmp_path, "--device", device)
+        == 1
+    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"dti generate: --device {device} cannot be used here: ") and err.count("\n") == 1 and reason in err
