@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = module.run(args)
     except (ValueError, OSError, ImportError) as error:  # their messages say what helps; a traceback would hide it
-        print(f"dti {args.command}: {error}", file=sys.stderr)
+        from ..pipeline.inspection_report import printable
+
+        lines = [printable(line) for line in str(error).split("\n")]  # it may repeat the text of a file
+        print(f"dti {args.command}: {chr(10).join(lines)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"dti {args.command}: stopped. Finished results are kept.", file=sys.stderr)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.text_files import read_text
 from . import arguments
 
 EXAMPLE = (
@@ -74,9 +75,9 @@ def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
         ValueError: if no prompt is left.
         OSError: if there is no such file.
     """
-    from ..evaluation.prompts import read_lines
-
-    lines = read_lines(file) if file is not None else given or []
+    lines = given or []
+    if file is not None:
+        lines = read_text(file).splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ValueError("There are no prompts: give some, or a file with one on each line.")

@@ -23,9 +23,10 @@ def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Pipeline
         text_only: load only tokenizers, text encoders and the scheduler, and download nothing else.
 
     Raises:
+        ValueError: if the device cannot be used.
         OSError: if there is no such model.
     """
-    device = torch.device(args.device) if args.device else processes().device
+    device = _device(args.device) if args.device else processes().device
     dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     options: dict[str, Any] = {DTYPE_ARGUMENT: getattr(torch, dtype)}
     if args.revision is not None:
@@ -40,6 +41,15 @@ def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Pipeline
         pipeline_class = getattr(diffusers, str(config["_class_name"]), pipeline_class)
     pipe: Pipeline = pipeline_class.from_pretrained(args.model, **options).to(device)
     return pipe
+
+
+def _device(name: str) -> torch.device:
+    """Return a device by its name, checked before a model is downloaded for it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
 
 
 def _other_components(config: dict[str, Any]) -> list[str]:

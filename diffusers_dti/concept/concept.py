@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..sphere import angle, frechet_mean, slerp
+from .checks import check_parts, check_word
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _MODEL_METADATA = ("family", "base_model", "pooling", "prefix_space", "encoders")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Concept:
     """A concept as directions on the sphere and scales, one set for each text encoder (paper, section 4).
 
@@ -31,7 +32,7 @@ class Concept:
         metadata: JSON values: initializer, base model, scale rule, pooling, training settings, versions.
 
     Raises:
-        ValueError: if directions are not finite unit rows, or scales do not match them.
+        ValueError: if directions are not finite unit rows, scales do not match them, or the placeholder is not a word.
     """
 
     placeholder_token: str
@@ -40,21 +41,12 @@ class Concept:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.placeholder_token or self.placeholder_token != self.placeholder_token.strip():
-            raise ValueError(f"The placeholder token must be a word such as '<dog>', got {self.placeholder_token!r}.")
-        if self.placeholder_token.startswith("hf_"):
-            raise ValueError("A placeholder that starts with hf_ looks like a Hub credential: pass that as `hf_token`.")
-        if not self.directions or self.directions.keys() != self.scales.keys():
-            raise ValueError(f"Every direction needs a scale, got {sorted(self.directions)} and {sorted(self.scales)}.")
-        for component, v in self.directions.items():
-            m = self.scales[component]
-            if v.ndim != 2 or m.shape != v.shape[:1] or not len(v):
-                raise ValueError(f"{component}: directions (n, d) and scales (n,) expected, got {v.shape} and {m.shape}.")
-            # `not (... <= ...)` is true for NaN as well.
-            if not (torch.linalg.vector_norm(v, dim=-1) - 1).abs().le(1e-3).all():
-                raise ValueError(f"{component}: directions must be finite unit rows; use `from_embeddings` for raw rows.")
-            if not (m.isfinite() & (m > 0)).all():
-                raise ValueError(f"{component}: scales must be positive, got {m.tolist()}.")
+        check_word(self.placeholder_token)
+        check_parts(self.directions, self.scales)
+
+    def __repr__(self) -> str:
+        sizes = [f"{component} {v.shape[0]} x {v.shape[1]}" for component, v in self.directions.items()]
+        return f"{type(self).__name__}({', '.join([repr(self.placeholder_token), *sizes])})"
 
     @classmethod
     def from_embeddings(
@@ -113,7 +105,7 @@ class Concept:
             A new concept; this one is unchanged.
 
         Raises:
-            ValueError: if a norm is not positive.
+            ValueError: if a norm is not from 1e-10 to 1e10.
             KeyError: if a mapping lacks a component.
 
         Example:
@@ -137,7 +129,8 @@ class Concept:
         scales = {}
         for component, m in self.scales.items():
             norm = token_scale[component] if isinstance(token_scale, Mapping) else token_scale
-            scales[component] = torch.full_like(m, float(norm))
+            # Not `full_like`, which has an error of its own for what float32 cannot hold.
+            scales[component] = m.new_tensor([float(norm)] * len(m))
         return replace(self, scales=scales)
 
     def slerp(self, other: Concept, t: float | None = None, *, degrees: float | None = None) -> Self:

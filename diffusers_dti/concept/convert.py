@@ -5,7 +5,7 @@ from typing import Any
 
 from . import formats, third_party
 from .concept import Concept
-from .source import describe_source, read_stored
+from .source import describe_source, errors_named, read_stored
 
 
 def programs() -> tuple[str, ...]:
@@ -39,7 +39,8 @@ def convert(
     stored, output = read_stored(source, placeholder_token, **read_kwargs), Path(output)
     if stored.placeholder is None:
         raise ValueError(f"{describe_source(source)} names no placeholder: pass `placeholder_token` (`--placeholder`).")
-    concept = Concept.from_embeddings(stored.placeholder, stored.rows, stored.metadata)  # checks the rows
+    with errors_named(source):
+        concept = Concept.from_embeddings(stored.placeholder, stored.rows, stored.metadata)  # checks the rows
     one_file = output.suffix == formats.SUFFIX
     if program == "diffusers":
         if one_file:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..atomic import atomic_files
 from ..parsing import parse_json
 from . import third_party
+from .checks import check_header, check_scale
 from .concept import Concept
 from .pickles import read_pickle
 from .registry import COMPONENTS
@@ -82,11 +83,15 @@ def write(
         metadata: JSON values for every file's header.
 
     Raises:
-        ValueError: if a component has no file.
+        ValueError: if a component has no file, or the metadata could not be read again.
     """
     folder, unknown = Path(folder), sorted(set(rows) - set(COMPONENTS))
     if unknown:
         raise ValueError(f"Concepts for {', '.join(unknown)} cannot be saved, only those for {', '.join(COMPONENTS)}.")
+    try:
+        check_header(metadata)
+    except ValueError as error:
+        raise ValueError(f"The metadata of {placeholder} cannot be saved: {error!s}.") from error
     files = {}
     # A process that is killed between two renames leaves files of two saves. Each file says which one it is of.
     whole = {"save": _digest(placeholder, rows, scales, metadata), "components": sorted(rows)}
@@ -134,10 +139,14 @@ def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False)
     header = _parse_header(path, metadata["dti"]) if "dti" in metadata else {}
     if "component" in header:
         if len(tensors) != 1:
-            raise ValueError(f"{path} must hold one tensor, named after its placeholder; it holds {sorted(tensors)}.")
+            raise ValueError(f"{path} must hold one tensor, named after its placeholder; it holds {sorted(tensors)!s:.200}.")
         ((word, tensor),) = tensors.items()
-        rows, component = torch.atleast_2d(tensor).float(), header.pop("component")
-        scale = _check_scale(path, header.pop("scale", None), torch.linalg.vector_norm(rows, dim=-1))
+        component = header.pop("component")
+        try:
+            rows = third_party.as_rows(tensor)
+            scale = check_scale(header.pop("scale", None), torch.linalg.vector_norm(rows, dim=-1))
+        except (ValueError, OverflowError) as error:  # a whole number may be too large for any float
+            raise ValueError(f"{path} has a header that cannot be used: {error!s}.") from error
         whole = header.pop("components", [])
         if not isinstance(whole, list) or not set(map(str, whole)) <= set(COMPONENTS):
             raise ValueError(f"{path} has a damaged header: its components are {whole!r:.80}.")
@@ -171,7 +180,7 @@ def from_tensors(tensors: Any, placeholder: str | None = None, default: str = CO
     concepts = third_party.parse_state_dict(tensors)
     if len(concepts) > 1 and placeholder not in concepts:
         raise ValueError(
-            f"it holds {', '.join(map(str, concepts))}: say which with `token` (`placeholder_token`, `--placeholder`)"
+            f"it holds {', '.join(map(str, concepts)):.200}: say which with `token` (`placeholder_token`, `--placeholder`)"
         )
     word = placeholder if placeholder in concepts else next(iter(concepts))
     parts = concepts[word]
@@ -197,7 +206,7 @@ def _read_tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
             # A LoRA may bundle concepts: then its own weights, which can be large, are not read.
             return {k: f.get_tensor(k) for k in bundled or f.keys()}, f.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: {error!s:.200}") from error
 
 
 def _parse_header(path: Path, text: str) -> dict[str, Any]:
@@ -205,28 +214,14 @@ def _parse_header(path: Path, text: str) -> dict[str, Any]:
     try:
         header: dict[str, Any] = parse_json(text)
         version = header.pop("version")
-        if not isinstance(version, int):
-            raise ValueError(f"its version is {version!r}")
+        if type(version) is not int:
+            raise ValueError(f"its version is {version!r:.80}")
         if version > VERSION:
-            raise ValueError(f"its version is {version}, and this package reads {VERSION}: update diffusers-dti")
-        if "placeholder_token" not in header and header["component"] not in COMPONENTS:
-            raise ValueError(f"its component is {header['component']!r}, not one of {', '.join(COMPONENTS)}")
-        if not isinstance(header.get("placeholder_token", ""), str):
-            raise ValueError("its placeholder must be a word")
-        if not all(isinstance(key, str | None) for key in header.get("encoders", {}).values()):
-            raise ValueError("its encoders must be keys by component")
+            raise ValueError(f"its version is {version!r:.80}, and this package reads {VERSION}: update diffusers-dti")
+        is_ours = "component" in header or "placeholder_token" not in header
+        if is_ours and header["component"] not in COMPONENTS:
+            raise ValueError(f"its component is {header['component']!r:.80}, not one of {', '.join(COMPONENTS)}")
+        check_header(header)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} has a header that cannot be used: {error!s}.") from error
     return header
-
-
-def _check_scale(path: Path, value: Any, norms: Tensor) -> Tensor:
-    """Return a header's scales, (n,) float32, if they are the norms of the rows."""
-    try:
-        scale = torch.tensor(value, dtype=torch.float32)
-        # `not <=` is true for NaN as well.
-        if scale.shape != norms.shape or not ((norms - scale).abs() <= 1e-4 * scale).all():
-            raise ValueError(f"its scales {scale.tolist()} are not the norms of the rows, {norms.tolist()}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} has a header that cannot be used: {error!s}.") from error
-    return scale

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import formats, publish
 from .concept import Concept
-from .source import describe_source, read_stored
+from .source import describe_source, errors_named, read_stored
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Not a `huggingface_hub.ModelHubMixin`, although the method names are the same. Its `__new__` sets an attribute on the object,
 # which a frozen dataclass refuses. Its config.json misses the fields of a dataclass and is not in other programs' repositories.
 # Its `from_pretrained` takes neither a single file nor a state dict, and claims `token`.
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DirectionalInversion(Concept):
     """A learned concept, apart from any pipeline: directions on the unit sphere and scales, one set for each text encoder.
 
@@ -32,7 +32,7 @@ class DirectionalInversion(Concept):
         metadata: JSON values: initializer, base model, scale rule, pooling, training settings, versions.
 
     Raises:
-        ValueError: if directions are not finite unit rows, or scales do not match them.
+        ValueError: if directions are not finite unit rows, scales do not match them, or the placeholder is not a word.
 
     Example:
 
@@ -184,7 +184,8 @@ class DirectionalInversion(Concept):
             raise ValueError(
                 f"{describe_source(source)} names no placeholder: give one with `token` (`placeholder_token`, `--placeholder`)."
             )
-        concept = cls.from_embeddings(stored.placeholder, stored.rows, stored.metadata)
-        # Dividing by the stored scale restores the direction to the last digit; the product's norm would be rounded once more.
-        directions = {c: rows / stored.scales[c][:, None] for c, rows in stored.rows.items() if c in stored.scales}
-        return replace(concept, directions=concept.directions | directions, scales=concept.scales | stored.scales)
+        with errors_named(source):
+            concept = cls.from_embeddings(stored.placeholder, stored.rows, stored.metadata)
+            # Dividing by the stored scale restores the direction to the last digit; the product's norm would be rounded again.
+            directions = {c: rows / stored.scales[c][:, None] for c, rows in stored.rows.items() if c in stored.scales}
+            return replace(concept, directions=concept.directions | directions, scales=concept.scales | stored.scales)

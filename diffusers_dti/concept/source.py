@@ -1,12 +1,13 @@
 """Find a concept (Hub id, folder, file or state dict) and read what is stored there, its rows unchanged bit for bit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError
 
-from . import formats, hub
+from . import formats, hub, third_party
 from .formats import StoredConcept
 from .registry import COMPONENTS
 
@@ -47,11 +48,21 @@ def describe_source(source: str | Path | Mapping[str, Any]) -> str:
     return "This state dict" if isinstance(source, Mapping) else str(source)
 
 
+@contextmanager
+def errors_named(source: str | Path | Mapping[str, Any]) -> Iterator[None]:
+    """Name the source in a ValueError about what is stored there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{describe_source(source)}: {error}") from error
+
+
 def _read_state_dict(tensors: Mapping[str, Any], placeholder_token: str | None) -> StoredConcept:
     """Read a concept from rows by component, or from what another program's file holds."""
-    if tensors and set(tensors) <= set(COMPONENTS):
-        return StoredConcept(placeholder_token, dict(tensors), {}, {})
     try:
+        if tensors and set(tensors) <= set(COMPONENTS):
+            rows = {component: third_party.as_rows(own) for component, own in tensors.items()}
+            return StoredConcept(placeholder_token, rows, {}, {})
         stored = formats.from_tensors(tensors, placeholder_token)
     except ValueError as error:
         raise ValueError(f"{describe_source(tensors)} cannot be used: {error}.") from error
@@ -90,7 +101,7 @@ def _merge(source: str | Path, parts: list[StoredConcept], placeholder_token: st
     placeholders = {part.placeholder for part in parts}
     if placeholder_token is None and len(placeholders) > 1:
         raise ValueError(
-            f"{source}: its files name different placeholders, {placeholders}: choose one with `placeholder_token`."
+            f"{source}: its files name different placeholders, {placeholders!s:.200}: choose one with `placeholder_token`."
         )
     return whole._replace(placeholder=placeholder_token or placeholders.pop())
 

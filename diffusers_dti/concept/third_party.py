@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import COMPONENTS, TEXT_ENCODERS, encoder_label, infer_encoders
+from .registry import COMPONENTS, TEXT_ENCODERS, infer_encoders
 
 Parts = dict[str | None, Tensor]  # rows, (n, d), by key of TEXT_ENCODERS; None for any encoder that they fit
 Concepts = dict[str | None, Parts]  # by placeholder; None if the file names none
@@ -108,7 +108,7 @@ def parse_state_dict(tensors: Any) -> Concepts:
             return concepts
     raise ValueError(
         f"it must hold one tensor, named after its placeholder, or one for each encoder ({', '.join(TEXT_ENCODERS)}); it holds "
-        f"{sorted(tensors)[:9]}"
+        f"{sorted(tensors)[:9]!s:.200}"
     )
 
 
@@ -127,7 +127,7 @@ def _parse_vectors(tensors: Mapping[str, Any]) -> Concepts | None:
     vectors = [first, *(f"{first}_{i}" for i in range(1, len(tensors)))]
     if set(vectors) != set(tensors):
         return None
-    rows = [_rows(tensors[v]) for v in vectors]
+    rows = [as_rows(tensors[v]) for v in vectors]
     widths = sorted({r.shape[1] for r in rows})
     if len(widths) > 1:
         raise ValueError(f"its vectors have different widths, {widths}")
@@ -139,26 +139,31 @@ def _parts(tensors: Mapping[str, Any]) -> Parts:
     output = [k for k in tensors if k.endswith("_out")]
     if output:
         raise ValueError(
-            f"{', '.join(output)} replace the encoder's output (OneTrainer's output embeddings), not words of its vocabulary"
+            f"{', '.join(output):.200} replace the encoder's output (OneTrainer's output embeddings), not words of its "
+            "vocabulary"
         )
     keys = known_keys()
     unknown = sorted(tensors.keys() - keys.keys())
     if unknown:
-        raise ValueError(f"there is no encoder called {', '.join(unknown)}; the known ones are {', '.join(keys)}")
-    parts = {keys[k]: _rows(v) for k, v in tensors.items()}
+        raise ValueError(f"there is no encoder called {', '.join(unknown):.200}; the known ones are {', '.join(keys)}")
+    parts = {keys[k]: as_rows(v) for k, v in tensors.items()}
     several_for_one, one_for_any = len(parts) < len(tensors), None in parts
     if several_for_one or (one_for_any and len(parts) > 1):
         raise ValueError(f"it is not clear which encoders {', '.join(sorted(tensors))} are for")
     return parts
 
 
-def _rows(value: Any) -> Tensor:
-    """Return a tensor of a file as rows, (n, d) float32."""
+def as_rows(value: Any) -> Tensor:
+    """Return a tensor of a file or a state dict as rows, (n, d) float32.
+
+    Raises:
+        ValueError: if it is not a tensor of that shape, or holds integers or complex numbers.
+    """
     dense = isinstance(value, Tensor) and value.layout == torch.strided
     rows = torch.atleast_2d(value.detach()) if dense else None
     if rows is None or rows.ndim != 2 or not rows.is_floating_point() or not rows.numel():
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"rows (n, d) expected, got {got}")
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"floating-point rows (n, d) expected, got {got}")
     return rows.float()
 
 
@@ -215,9 +220,10 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
     names: dict[str, str] = {}
     missing = []
     for component, key in encoders.items():
-        name = None if key is None else format.encoder_keys.get(key, key)
+        kind = TEXT_ENCODERS.get(key or "")
+        name = None if kind is None or key is None else format.encoder_keys.get(key, key)
         if name is None:
-            missing.append(str(encoder_label(key, 0)))
+            missing.append(kind.label if kind else f"{component} ({rows[component].shape[1]} wide)")
         else:
             names[component] = name
     if missing:

@@ -1,12 +1,15 @@
 """Load photos, with captions and masks, from a folder, files, images, or a `datasets.Dataset`."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from diffusers.utils import logging
 from PIL import Image, ImageOps
+
+from .text_files import read_text
 
 logger = logging.get_logger(__name__)
 
@@ -28,7 +31,7 @@ class ImageDataset(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-ImageSource = ImageInput | Sequence[ImageInput] | ImageDataset
+ImageSource = ImageInput | Sequence[ImageInput] | Iterator[ImageInput] | ImageDataset
 """What photos can be loaded from. A path may be a folder's."""
 
 
@@ -55,14 +58,15 @@ def load_photos(
     """Load photos with their captions and masks.
 
     Args:
-        images: a folder, a file, an image, a list of files and images, or a `datasets.Dataset`. In a folder, the caption of
-            a photo is a `.txt` file of the same name; in a data set, a column named "text", "caption" or "prompt". The
-            transparent part of an image is masked out.
+        images: a folder, a file, an image, a list or iterator of files and images, or a `datasets.Dataset`. In a folder, the
+            caption of a photo is a `.txt` file of the same name, in UTF-8 or UTF-16; in a data set, a column named "text",
+            "caption" or "prompt". The transparent part of an image is masked out.
         captions: a caption for each photo with "{}" for the placeholder, or None for templates. They replace captions of the
             folder or data set.
         masks: an image for each photo, white where the subject is, or None. They replace transparency.
 
     Raises:
+        TypeError: if something is not a photo, such as an array.
         ValueError: if there are no photos, if one is a long strip, or if captions or masks do not fit them.
         OSError: if a file is not an image.
     """
@@ -78,7 +82,7 @@ def load_photos(
         mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
         if captions is not None:
             caption = captions[number]
-        if caption is not None and "{}" not in caption:
+        if not _is_caption(caption):
             raise ValueError(f'The caption of photo {number + 1}, {caption!r}, needs a "{{}}" where the placeholder goes.')
         photos.append(Photo(_on_white(image), caption, mask))
     return photos
@@ -92,14 +96,17 @@ def _find_images(images: ImageSource) -> list[tuple[ImageInput, str | None]]:
         return [(images, None)]
     if isinstance(images, ImageDataset):
         return _images_in_dataset(images)
-    return [(image, None) for image in images]
+    given: Any = images
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise _not_a_photo(given)
+    return [(image, None) for image in given]
 
 
 def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
     """Return the image files of a folder, ordered by name, each with its caption.
 
     Raises:
-        ValueError: if there are no image files.
+        ValueError: if there are no image files, or a caption has an unknown encoding.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
@@ -110,7 +117,7 @@ def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
     for image in images:
         text = image.with_suffix(".txt")
         used.add(text)
-        captioned.append((image, text.read_text().strip() if text.is_file() else None))
+        captioned.append((image, read_text(text).strip() if text.is_file() else None))
     others = [p.name for p in files if p not in used]
     if others:
         logger.warning(f"Skipped in {folder}, because they are not images: {', '.join(others)}.")
@@ -125,25 +132,45 @@ def _images_in_dataset(dataset: ImageDataset) -> list[tuple[ImageInput, str | No
     return [(row["image"], row[caption] if caption else None) for row in dataset]
 
 
-def _check_length(name: str, values: Sized | None, count: int) -> None:
-    if values is not None and (isinstance(values, str) or len(values) != count):
+def _check_length(name: str, values: Any, count: int) -> None:
+    if values is not None and (isinstance(values, str | Mapping) or not isinstance(values, Sized) or len(values) != count):
         raise ValueError(f"{name} must be a list with an entry (or None) for each of the {count} photos.")
 
 
-def _open(source: ImageInput) -> Image.Image:
+def _is_caption(text: object) -> bool:
+    return text is None or (isinstance(text, str) and "{}" in text)
+
+
+def _not_a_photo(given: object) -> TypeError:
+    return TypeError(
+        f"A photo is a path or a PIL image, not {type(given).__name__}: `PIL.Image.fromarray` makes an image of an array."
+    )
+
+
+def _open(source: Any) -> Image.Image:
     """Return an image upright, in mode RGB or RGBA."""
-    if isinstance(source, Image.Image):
-        image = source
-    else:
-        try:
-            if not Path(source).is_file():  # opening a pipe would wait for ever
-                raise OSError("there is no regular file of that name")
-            image = Image.open(source)
-            image.load()
-        except (OSError, Image.DecompressionBombError) as error:
-            raise OSError(f"{source} is not an image that can be opened, replace or remove it: {error}") from error
-    image = ImageOps.exif_transpose(image)
+    if not isinstance(source, str | Path | Image.Image):
+        raise _not_a_photo(source)
+    try:
+        if not isinstance(source, Image.Image) and not Path(source).is_file():  # opening a pipe would wait for ever
+            raise OSError("there is no regular file of that name")
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged bytes lead to errors of many kinds
+        raise OSError(f"{source} is not an image that can be opened, replace or remove it: {error}") from error
+    if image.mode.startswith(("I", "F")):
+        image = _in_8_bits(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Convert a picture of 16 or 32 bits by its range. Pillow would cut it off at 255."""
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+    # The other modes do not say what white is.
+    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    white = next((white for white in whites if values.max() <= white), values.max())
+    return Image.fromarray((values.clip(0, white) * (255 / white) + 0.5).astype(np.uint8))
 
 
 def _check_elongation(name: str, image: Image.Image) -> None:

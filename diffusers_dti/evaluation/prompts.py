@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from ..data.text_files import read_text
+
 Kind = Literal["object", "live"]
 
 OBJECT_PROMPTS = (
@@ -133,10 +135,10 @@ def read_prompts(path: str | Path) -> dict[Kind, list[str]]:
             lines and lines that start with # are skipped.
 
     Raises:
-        ValueError: if a prompt does not have exactly one "{}", or there are no prompts.
+        ValueError: if a prompt does not have exactly one "{}", there are no prompts, or the file has an unknown encoding.
         OSError: if there is no such file.
     """
-    lines = read_lines(path)
+    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
     dreambooth = any(_DREAMBOOTH_PROMPT.match(line) for line in lines)
     found: dict[Kind, list[str]] = {"object": [], "live": []}
     for number, kinds, prompt in _dreambooth_prompts(lines) if dreambooth else _plain_prompts(lines):
@@ -152,17 +154,6 @@ def read_prompts(path: str | Path) -> dict[Kind, list[str]]:
             f'{path} has no prompts for {" and ".join(missing)}: write one on each line, with "{{}}" for the subject.'
         )
     return found
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Return the lines of a text file, without the spaces around them.
-
-    Raises:
-        OSError: if there is no such file, or it is a pipe, which might never end.
-    """
-    if not Path(path).is_file():
-        raise OSError(f"{path} is not a file: give a text file of prompts.")
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def _plain_prompts(lines: Iterable[str]) -> Iterator[tuple[int, list[Kind], str]]:

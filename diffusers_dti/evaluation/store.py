@@ -119,8 +119,14 @@ class Store:
                     row = parse_json(line)
                 except ValueError:  # a process was killed while it wrote this
                     continue
-                if row["code"] == self.code:
+                if self._is_result(row):
                     self._rows[_text({"settings": row["settings"], "code": row["code"]})] = row
+
+    def _is_result(self, row: Any) -> bool:
+        """Return whether a line is a result of this code, and not another program's."""
+        if not isinstance(row, dict) or row.get("code") != self.code:
+            return False
+        return isinstance(row.get("settings"), dict) and isinstance(row.get("result"), dict)
 
 
 def _text(key: dict[str, Any]) -> str:

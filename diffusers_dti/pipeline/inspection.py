@@ -13,7 +13,8 @@ from .inspection_report import figure, table
 from .matching import match_components
 from .offload import offload_disabled
 from .protocols import Pipeline
-from .text_encoders import TextEncoder, find_text_encoders
+from .text_encoders import TextEncoder, find_text_encoders, pooling_of
+from .vocabulary_check import check_width
 from .word_rows import word_rows
 
 __all__ = ["family", "figure", "from_vocabulary", "inspect", "table"]
@@ -94,7 +95,7 @@ def inspect(concept: DirectionalInversion, pipe: Pipeline | None = None, nearest
         - "verdict", with a pipeline: a line of text.
 
     Raises:
-        ValueError: if the concept is not for the pipeline.
+        ValueError: if the concept is not for the pipeline, or says that it is pooled in an unknown way.
 
     Example:
 
@@ -109,6 +110,7 @@ def inspect(concept: DirectionalInversion, pipe: Pipeline | None = None, nearest
         ['width', 'encoder', 'vectors', 'vocabulary', 'verdict']
         ```
     """
+    pooling_of(concept)  # what loading refuses is refused here
     encoders: dict[str, dict[str, Any]] = {}
     text_encoders: dict[str, TextEncoder] = {}
     if pipe is not None:
@@ -122,6 +124,7 @@ def inspect(concept: DirectionalInversion, pipe: Pipeline | None = None, nearest
             "vectors": [{"norm": norm} for norm in concept.scales[component].tolist()],
         }
         if component in text_encoders:
+            check_width(text_encoders[component], concept)
             with offload_disabled(text_encoders[component].model):
                 _compare(encoders[component], concept, text_encoders[component], nearest)
     return {

@@ -15,7 +15,7 @@ def table(report: Mapping[str, Any]) -> str:
         report: what `inspect` returned, with or without a pipeline.
 
     Returns:
-        The lines, each with its line break.
+        The lines, each with its line break. Control characters in the concept's file are escaped.
 
     Example:
 
@@ -37,7 +37,16 @@ def table(report: Mapping[str, Any]) -> str:
     lines += _training_lines(metadata)
     for component, found in report["encoders"].items():
         lines += _encoder_lines(component, found)
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def printable(line: str) -> str:
+    """Return a line for a terminal: what is not printable is escaped as in a Python literal, such as \\x1b.
+
+    Args:
+        line: text, of which some is another party's.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _training_lines(metadata: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, overload
 
 from diffusers.utils import logging
 
@@ -15,7 +15,7 @@ from .matching import match_components
 from .offload import all_offload_disabled
 from .prompt_check import check_placeholder
 from .protocols import Pipeline, Source
-from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, rescale
+from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, pooling_of, rescale
 from .vocabulary_check import check
 
 logger = logging.get_logger(__name__)
@@ -96,10 +96,7 @@ def _read(
     else:
         _check_arguments(kwargs)
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
-    pooling = pooling or inversion.metadata.get("pooling", "eos")
-    if pooling not in get_args(Pooling):
-        raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r}.')
-    return inversion, pooling
+    return inversion, pooling_of(inversion, pooling)
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:

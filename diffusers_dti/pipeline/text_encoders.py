@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from diffusers import ModularPipeline
 from torch import Tensor, nn
 
 from ..concept import registry
+from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE
 from ..concept.inversion import DirectionalInversion
 from .protocols import Pipeline, Tokenizer
 
@@ -181,8 +183,24 @@ def rescale(
     """
     if isinstance(token_scale, str):
         scaled = inversion.rescale({c: encoders[c].norm(token_scale) for c in inversion.scales})
-    elif token_scale > 0:
-        scaled = inversion.rescale(token_scale)
-    else:
-        raise ValueError(f'token_scale must be "mean", "min", "max" or a positive number, got {token_scale!r}.')
-    return replace(scaled, metadata=scaled.metadata | {"scale_rule": token_scale})
+        return replace(scaled, metadata=scaled.metadata | {"scale_rule": token_scale})
+    given: Any = token_scale  # also a number of numpy
+    is_number = isinstance(given, Real) and not isinstance(given, bool)
+    if not is_number or not SMALLEST_SCALE <= given <= LARGEST_SCALE:
+        raise ValueError(
+            f'token_scale must be "mean", "min", "max" or a positive number up to {LARGEST_SCALE:g}, got {token_scale!r:.80}.'
+        )
+    scaled = inversion.rescale(token_scale)
+    return replace(scaled, metadata=scaled.metadata | {"scale_rule": float(token_scale)})  # JSON has no numbers of numpy
+
+
+def pooling_of(inversion: DirectionalInversion, given: Pooling | None = None) -> Pooling:
+    """Return where CLIP's text vector is pooled with a concept: as it was trained, unless `given` says otherwise.
+
+    Raises:
+        ValueError: if it is neither "eos" nor "legacy".
+    """
+    pooling = given or inversion.metadata.get("pooling", "eos")
+    if pooling not in get_args(Pooling):
+        raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r:.80}.')
+    return pooling

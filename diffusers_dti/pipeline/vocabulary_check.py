@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -12,7 +13,7 @@ from .tokenizer import token_names
 
 SHORTEST_PROMPT = "a photo of a"  # of training's templates, without the placeholder
 LONGEST_WINDOW = 512  # Wan's, the longest of all families; tokenizers such as Gemma's say 10**30
-
+MAX_ROUNDING = 0.25  # of a row, as a share of its norm: float8 rounds by 0.06 or less
 _NUMBERED = re.compile(r"(.+)_\d+")  # how diffusers names the vectors of one token
 
 
@@ -25,7 +26,8 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         reuse_existing: accept a concept whose tokens and rows a reopened pipeline already has.
 
     Raises:
-        ValueError: if a width differs, a prompt has no room for all vectors, a placeholder is taken, or the table is quantized.
+        ValueError: if a width differs, a prompt has no room for all vectors, the table is quantized or cannot hold a norm, or a
+            placeholder is taken.
     """
     if inversions and not encoder.weight.is_floating_point():
         raise ValueError(
@@ -37,8 +39,9 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
     bases = {_base(placeholder) for placeholder in loaded}
     for inversion in inversions:
         placeholder, rows = inversion.placeholder_token, inversion.embeddings[encoder.component]
-        _check_width(encoder, inversion, rows)
+        check_width(encoder, inversion)
         check_count(encoder, placeholder, len(rows))
+        _check_norms(encoder, placeholder, rows)
         if placeholder in loaded:
             raise ValueError(
                 f"{placeholder} is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
@@ -87,12 +90,30 @@ def _base(placeholder: str) -> str | None:
     return match[1] if match else None
 
 
-def _check_width(encoder: TextEncoder, inversion: DirectionalInversion, rows: Tensor) -> None:
-    if rows.shape[1] != encoder.width:
+def check_width(encoder: TextEncoder, inversion: DirectionalInversion) -> None:
+    """Check that a concept's rows are as wide as the encoder's.
+
+    Raises:
+        ValueError: if they are not, naming the model that the concept was learned with.
+    """
+    width = inversion.directions[encoder.component].shape[1]
+    if width != encoder.width:
         base = inversion.metadata.get("base_model")
         raise ValueError(
-            f"{inversion.placeholder_token} is {rows.shape[1]} wide for {encoder.component}, whose embeddings are "
+            f"{inversion.placeholder_token} is {width} wide for {encoder.component}, whose embeddings are "
             f"{encoder.width} wide: it was learned with another model{f', {base}' if base else ''}."
+        )
+
+
+def _check_norms(encoder: TextEncoder, placeholder: str, rows: Tensor) -> None:
+    """Check that rows are still themselves in the encoder's precision: float16 ends at 6e-8 and 65504."""
+    norms, dtype = torch.linalg.vector_norm(rows, dim=-1), encoder.weight.dtype
+    errors = torch.linalg.vector_norm(rows.to(dtype).float() - rows, dim=-1)
+    lost = ~(errors <= MAX_ROUNDING * norms)  # also if an error is NaN
+    if lost.any():
+        raise ValueError(
+            f"{placeholder} has a norm of {norms[lost][0]:g}, which {encoder.component} cannot hold in {dtype}: choose another "
+            '`token_scale`, such as "mean".'
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from .. import families
+from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE, check_word
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
@@ -38,6 +39,7 @@ class DTIConfig(OptimizationSettings, TokenSettings):
     Args:
 
     Raises:
+        TypeError: if a value is of another type than its setting.
         ValueError: if a value is not allowed, or two settings contradict each other.
 
     Example:
@@ -116,7 +118,11 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         scale = self.token_scale
         known = scale in SCALE_RULES if isinstance(scale, str) else scale > 0
         if not known:
-            raise ValueError(f"token_scale must be one of {', '.join(SCALE_RULES)}, or a positive number, got {scale!r}.")
+            raise ValueError(f"token_scale must be one of {', '.join(SCALE_RULES)}, or a positive number, got {scale!r:.80}.")
+        if not isinstance(scale, str) and not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+            raise ValueError(f"token_scale must be from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, got {scale!s:.80}.")
+        if self.placeholder_token is not None:
+            check_word(self.placeholder_token)
         if self.beta >= 1:
             raise ValueError(f"beta must be less than 1, got {self.beta}.")
         if (self.checkpointing_steps or self.resume_from_checkpoint) and self.output_dir is None:
@@ -124,11 +130,20 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         for template in (*(self.templates or ()), *(self.context_prompts or ())):
             if "{}" not in template:
                 raise ValueError('Every template and context prompt needs a "{}" where the placeholder goes.')
-        given = self.initializer_token
-        every = list(given.values()) if isinstance(given, Mapping) else [given]
-        if self.learnable_property == "style" and (AUTO in every or [AUTO] in every):
-            raise ValueError('initializer_token="auto" looks for a noun, and a style has none: give a word, or leave it out.')
+        self._check_initializers()
         self._check_method()
+
+    def _check_initializers(self) -> None:
+        """Check the words that training may start from."""
+        given = self.initializer_token
+        for own in given.values() if isinstance(given, Mapping) else [given]:
+            words = own if isinstance(own, Sequence) and not isinstance(own, str) else [own]
+            if not words or "" in words:
+                raise ValueError('initializer_token must name a word: leave it out for "object" or "style".')
+            if self.learnable_property == "style" and list(words) == [AUTO]:
+                raise ValueError(
+                    'initializer_token="auto" looks for a noun, and a style has none: give a word, or leave it out.'
+                )
 
     def _check_method(self) -> None:
         """Check the settings that only some methods have."""

@@ -57,11 +57,11 @@ class TrainingLog:
 
     def _start_file(self, log: Path, step: int) -> None:
         """Keep the entries logged before the checkpoint being resumed; otherwise start an empty log."""
-        lines = log.read_text().splitlines() if step and log.exists() else []
+        lines = log.read_bytes().splitlines() if step and log.exists() else []
         for line in lines:
             with contextlib.suppress(ValueError):  # the last line of a run that was killed
                 entry = parse_json(line)
-                if entry["step"] <= step:
+                if _is_entry(entry) and entry["step"] <= step:
                     self.history.append({key: math.nan if value is None else value for key, value in entry.items()})
         with atomic_file(log) as temporary:
             temporary.write_text("".join(map(_line, self.history)))
@@ -124,6 +124,14 @@ def _kept_going(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning(f"{name} could not be written, but training goes on: {error}")
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether a line of a log is an entry: numbers by name, or None for NaN."""
+    if not isinstance(entry, dict) or not {"step", "loss", "angle", "norm"} <= entry.keys():
+        return False
+    numbers = [value for key, value in entry.items() if key == "step" or value is not None]
+    return all(type(number) in (int, float) for number in numbers)
 
 
 def _line(entry: Mapping[str, float]) -> str:

@@ -68,7 +68,12 @@ class Loop:
         self.step = 0
         if config.resume_from_checkpoint and self.output_dir is not None:
             folder = checkpoint.find_checkpoint(self.output_dir, config.resume_from_checkpoint)
-            if folder is not None:
+            if folder is None:
+                logger.warning(
+                    f'{self.output_dir} has no checkpoint yet (resume_from_checkpoint="latest"): training starts from the '
+                    "beginning."
+                )
+            else:
                 self.step = checkpoint.load(folder, concepts, self.stepper.optimizers, adapter, self.settings)
                 if self.step > config.max_train_steps:
                     raise ValueError(
@@ -76,6 +81,7 @@ class Loop:
                         "resume from an earlier checkpoint."
                     )
                 logger.info(f"Resuming from {folder}.")
+        self.prompts = self._validation_prompts()
         self.inversions: dict[str, DirectionalInversion] = {}
         self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])
         self._losses = torch.zeros(len(concepts), device=self.pipe.device)  # summed since the last log entry
@@ -83,6 +89,19 @@ class Loop:
         self._first_step = self._checked_step = self.step
         self._skipped = self._skipped_by_all_and_worst()[1]
         self._lost_in_a_row = 0
+
+    def _validation_prompts(self) -> list[str]:
+        """Return the prompts of the validation images, and warn about those without a concept."""
+        prompts = []
+        for prompt in validation.as_list(self.config.validation_prompt or []):
+            if self.is_main_process and not any(word in prompt for word in ("{}", *self.words)):
+                names = " or ".join(self.words)
+                logger.warning(
+                    f'The validation_prompt {prompt!r} has neither "{{}}" nor {names}: its images will not show the concept.'
+                )
+            for word in self.words if "{}" in prompt else self.words[:1]:
+                prompts.append(prompt.replace("{}", word))
+        return prompts
 
     def _checkpoint_settings(self) -> dict[str, Any]:
         """Return what must be the same when the run is resumed."""
@@ -189,14 +208,10 @@ class Loop:
     def _validate(self) -> None:
         """Generate validation images, if they are due."""
         c = self.config
-        if not c.validation_prompt or not self._due(c.validation_steps) or not self.is_main_process:
+        if not self.prompts or not self._due(c.validation_steps) or not self.is_main_process:
             return
-        prompts = []
-        for prompt in validation.as_list(c.validation_prompt):
-            for word in self.words if "{}" in prompt else self.words[:1]:
-                prompts.append(prompt.replace("{}", word))
         with torch.no_grad():
-            self.log.add_images(self.step, validation.generate(self.family, prompts, c.resolution, c.seed))
+            self.log.add_images(self.step, validation.generate(self.family, self.prompts, c.resolution, c.seed))
 
     def _save(self) -> None:
         """Write a checkpoint, and then remove the ones that are too old. A full disk does not end the run."""

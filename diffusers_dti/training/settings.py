@@ -4,10 +4,12 @@ The check, the docstring and the command line read them from the field, so that 
 """
 
 import re
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 
@@ -42,7 +44,8 @@ def check_settings(config: Any) -> None:
     """Check each field of a configuration by itself.
 
     Raises:
-        ValueError: if a value is not one of the field's choices, or below its limit.
+        TypeError: if a value is of another type than the field.
+        ValueError: if a value is not one of the field's choices, below its limit, or infinite.
     """
     for f in fields(config):
         value = getattr(config, f.name)
@@ -55,8 +58,41 @@ def check_settings(config: Any) -> None:
             allowed = choices if f.default is not None else (None, *choices)
             raise ValueError(f"{f.name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
         limit = f.metadata.get("at_least")
+        if value is not None or limit is None:
+            _check_type(f.name, value, f.type)
         if limit is not None and (value is None or not value >= limit):  # not `value < limit`, which is False for NaN
             raise ValueError(f"{f.name} must be at least {limit}, got {value}.")
+        if limit is not None and value > sys.float_info.max:
+            raise ValueError(f"{f.name} must be finite, got {value!s:.80}.")
+
+
+# Not `huggingface_hub.dataclasses.strict`: it checks in `__setattr__`, which the `__init__` of a frozen dataclass bypasses. It
+# also refuses a whole number for a float, and hub 0.34 knows neither `int | None` nor `Sequence`, and takes True for an int.
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """Check that a value has the type of its field.
+
+    Raises:
+        TypeError: if it has another one.
+    """
+    if not _matches(value, annotation):
+        wanted = annotation.__name__ if isinstance(annotation, type) else re.sub(r"(\w+\.)+", "", str(annotation))
+        raise TypeError(f"{name} must be {wanted}, got {value!r:.80}.")
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    """Return whether a value has the type that an annotation of a setting describes."""
+    kind, members = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return any(_matches(value, member) for member in members)
+    if kind is Literal:
+        return value in members
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(_matches(k, members[0]) and _matches(v, members[1]) for k, v in value.items())
+    if kind is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_matches(v, members[0]) for v in value)
+    if isinstance(value, bool):  # is an int in Python
+        return annotation is bool
+    return isinstance(value, (int, float) if annotation is float else annotation)
 
 
 def document_settings(config_class: type) -> None:

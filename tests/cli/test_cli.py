@@ -398,7 +398,7 @@ def test_generate_from_what_is_not_a_regular_file(tmp_path, capsys):
     command = ["generate", "--model", "none", "--concepts", "none", "--output_dir", tmp_path / "out"]
     with no_hanging():
         assert dti(*command, "--prompt_file", tmp_path / "pipe") == 1
-    assert "pipe is not a file: give a text file of prompts" in capsys.readouterr().err
+    assert "pipe is not a file: give a text file" in capsys.readouterr().err
 
 
 def test_generate_with_braces(model, runs, tmp_path, capsys):
@@ -446,3 +446,14 @@ def test_what_cannot_be_saved_is_kept_elsewhere(model, subjects, tmp_path, capsy
     assert "could not be written to. What was learned is in" in said and "rex: failed" in said
     (kept,) = tmp_path.glob("dti-*")
     assert DirectionalInversion.from_pretrained(kept).metadata["initializer"] == "dog"
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cuda", ""), ("warp:3", "warp")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_device_that_is_not_here_is_one_line(model, tmp_path, capsys, device, reason):
+    assert (
+        dti("generate", "--model", model, "--concepts", "x", "--prompts", "a", "--output_dir", tmp_path, "--device", device)
+        == 1
+    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"dti generate: --device {device} cannot be used here: ") and err.count("\n") == 1 and reason in err

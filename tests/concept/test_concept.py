@@ -1,5 +1,7 @@
 """`Concept`: its checks and its geometry."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -131,7 +133,37 @@ def test_rescale_needs_a_positive_norm_for_each_component():
         make().rescale({"text_encoder": 0.4})
 
 
-@pytest.mark.parametrize("word", ["", " <dog>", "<dog>\n", "hf_abcdefgh"])
+@pytest.mark.parametrize("word", ["", " <dog>", "<dog>\n", "hf_abcdefgh", "<\ud800>", "x" * 256])
 def test_words_that_cannot_be_placeholders(word):
     with pytest.raises(ValueError, match="placeholder"):
         make(word)
+
+
+def test_unusual_words_can_be_placeholders():
+    """A joined emoji has a character that is not printable, and is a word all the same."""
+    for word in ("👩‍🚀", "x" * 255, "<chien été>"):
+        assert make(word).placeholder_token == word
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-39, 2e10, 5e-11, math.inf, math.nan])
+def test_scales_that_float32_cannot_square_are_refused(scale):
+    """Their file would say other norms than float32 measures, so that it could not be read."""
+    with pytest.raises(ValueError, match=r"^text_encoder: scales must be positive, from 1e-10 to 1e\+10, got"):
+        make().rescale(scale)
+    assert make().rescale(1e10).scales["text_encoder"][0] == pytest.approx(1e10)
+
+
+def test_the_largest_and_smallest_scales_survive_a_file(tmp_path):
+    for scale in (9e9, 2e-10):
+        made = make().rescale(scale)
+        made.save_pretrained(tmp_path)
+        again = DirectionalInversion.from_pretrained(tmp_path)
+        for component, v in made.directions.items():
+            torch.testing.assert_close(again.directions[component], v)
+
+
+def test_the_repr_is_one_line():
+    rows = {"text_encoder": torch.ones(2, 768), "text_encoder_2": torch.ones(1, 1280)}
+    dog = DirectionalInversion.from_embeddings("<dog>", rows, {"family": "SDXL"})
+    assert repr(dog) == "DirectionalInversion('<dog>', text_encoder 2 x 768, text_encoder_2 1 x 1280)"
+    assert repr(Concept.from_embeddings("<dog>", rows)).startswith("Concept('<dog>', ")

@@ -170,3 +170,12 @@ def test_a_part_of_a_folder_is_not_converted_over_the_whole(tmp_path):
     with pytest.raises(ValueError, match="would lose its other files"):
         convert(folder, "diffusers", folder, weight_name="learned_embeds_2.safetensors")
     assert sorted(p.name for p in folder.iterdir()) == ["learned_embeds.safetensors", "learned_embeds_2.safetensors"]
+
+
+@pytest.mark.parametrize("program", ["comfyui", "onetrainer"])
+def test_an_encoder_that_no_program_knows_is_named_by_its_place(tmp_path, program):
+    """A file of a later version may be for an encoder that is not in the registry."""
+    metadata = {"encoders": {ONE: "clip_l", TWO: "later"}}
+    DirectionalInversion.from_embeddings("<dog>", SMALL, metadata).save_pretrained(tmp_path / "dog")
+    with pytest.raises(ValueError, match=r"has no embeddings for text_encoder_2 \(24 wide\)\."):
+        convert(tmp_path / "dog", program, tmp_path / "out")

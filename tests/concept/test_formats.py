@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import stat
 import threading
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from diffusers_dti import DirectionalInversion
 from diffusers_dti.concept import formats
+from diffusers_dti.concept.convert import convert
 
 
 def write(folder, rows, **header):
@@ -117,6 +121,135 @@ def test_wrong_or_damaged_headers_are_refused(tmp_path, header):
     save_file({"<dog>": torch.nn.functional.normalize(torch.ones(1, 8))}, path, metadata={"dti": header})
     with pytest.raises(ValueError, match=r"learned_embeds\.safetensors has a header that cannot be used"):
         formats.read(path)
+
+
+ROWS = torch.nn.functional.normalize(torch.ones(1, 8))
+WHOLE = {"version": formats.VERSION, "component": "text_encoder", "scale": [1.0]}
+
+
+def saved(folder, header, rows=ROWS, word="<dog>"):
+    """Save a file with a header of our kind, given as JSON values or as text."""
+    path = folder / "learned_embeds.safetensors"
+    save_file({word: rows}, path, {"dti": header if isinstance(header, str) else json.dumps(WHOLE | header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"component": 3}, "its component is 3, not one of"),
+        ({"component": []}, "its component is [], not one of"),
+        ({"component": [], "placeholder_token": "<x>"}, "its component is [], not one of"),
+        ({"component": "unet", "placeholder_token": "<x>"}, "its component is 'unet', not one of"),
+        ({"component": "x" * 5000}, "its component is 'xxx"),
+        ({"version": True}, "its version is True"),
+        ({"version": 10**4000}, "its version is 1000"),
+        ({"scale": True}, "its scale must be a list of numbers, got True"),
+        ({"scale": [True]}, "its scale must be a list of numbers, got [True]"),
+        ({"scale": ["1.0"]}, "its scale must be a list of numbers, got ['1.0']"),
+        ({"scale": [[1.0]]}, "its scale must be a list of numbers, got [[1.0]]"),
+        ({"scale": [10**400]}, "int too large to convert to float"),
+        ({"scale": [1e39]}, "its scales [inf] are not the norms of the rows"),
+        ({"scale": [2.0] * 5000}, "its scales [2.0, 2.0"),
+        ({"initializer": "\ud800"}, "surrogates not allowed"),
+        ({"initializer": 3}, "its initializer must be text of at most 255 characters, got 3"),
+        ({"base_model": ["x"]}, "its base_model must be text of at most 255 characters, got ['x']"),
+        ({"base_model": "x" * 256}, "its base_model must be text of at most 255 characters, got 'xxx"),
+        ({"family": {}}, "its family must be text of at most 255 characters, got {}"),
+        ({"pooling": [1]}, "its pooling must be text of at most 255 characters, got [1]"),
+        ({"prefix_space": True}, "its prefix_space must be text of at most 255 characters, got True"),
+        ({"training": [1]}, "its training must be a mapping, got [1]"),
+        ({"versions": 3}, "its versions must be a mapping, got 3"),
+        ({"encoders": []}, "its encoders must be a mapping, got []"),
+        ({"encoders": {"text_encoder": 3}}, "its encoders must be keys by component"),
+        ('{"version": 1, "placeholder_token": "' + "x" * 256 + '"}', "its placeholder_token must be text of at most 255"),
+        ('{"version": 1, "placeholder_token": "\\ud800"}', "surrogates not allowed"),
+    ],
+)
+def test_headers_with_values_of_another_type_are_refused(tmp_path, header, message):
+    path = saved(tmp_path, header)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} .*{re.escape(message)}") as caught:
+        DirectionalInversion.from_pretrained(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_header_may_say_more_and_say_nothing(tmp_path):
+    header = {"initializer": None, "training": {}, "note": {"anything": [1, "x" * 1000]}, "scale_rule": 0.4}
+    assert DirectionalInversion.from_pretrained(saved(tmp_path, header)).metadata == header
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_rows_that_are_no_real_numbers_are_refused(tmp_path, dtype):
+    """In a file of ours, one of another program, and a state dict."""
+    rows = torch.zeros(1, 8, dtype=dtype)
+    rows[0, 0] = 1
+    ours, other = saved(tmp_path, {}, rows), tmp_path / "other.safetensors"
+    save_file({"<dog>": rows}, other)
+    said = re.escape(f"floating-point rows (n, d) expected, got (1, 8) of {dtype}")
+    for source in (ours, other, {"<dog>": rows}, {"text_encoder": rows}):
+        name = "This state dict" if isinstance(source, dict) else re.escape(str(source))
+        with pytest.raises(ValueError, match=f"^{name} .*{said}"):
+            DirectionalInversion.from_pretrained(source, "<dog>")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64], ids=str
+)
+def test_rows_of_every_precision_are_read(tmp_path, dtype):
+    rows = torch.tensor([[0.0, 0.5, -2.0, 1.5]]).to(dtype)  # are exact in all of them
+    save_file({"<dog>": rows}, tmp_path / "other.safetensors")
+    for source in (tmp_path / "other.safetensors", {"<dog>": rows}, {"text_encoder": rows}):
+        read = DirectionalInversion.from_pretrained(source, "<dog>").embeddings["text_encoder"]
+        torch.testing.assert_close(read, torch.tensor([[0.0, 0.5, -2.0, 1.5]]))
+
+
+@pytest.mark.parametrize("rows", [[1.0], "rows", np.ones((1, 8)), torch.ones(1, 2, 8), torch.ones(1, 0)])
+def test_a_state_dict_of_anything_but_rows_is_refused(rows):
+    with pytest.raises(ValueError, match=r"^This state dict cannot be used: floating-point rows \(n, d\) expected, got"):
+        DirectionalInversion.from_pretrained({"text_encoder": rows}, "<dog>")
+
+
+def test_messages_cut_the_texts_of_files(tmp_path):
+    """Keys of safetensors files can be as long as one likes."""
+    path, long = tmp_path / "x.safetensors", "k" * 3000
+    for tensors in (
+        {f"{long}{i}": torch.ones(1) for i in range(20)},
+        {"clip_l": torch.ones(1, 8), f"{long}_out": torch.ones(1, 8)},
+        {f"bundle_emb.{long}{i}.clip_l": torch.ones(1, 8) for i in range(5)},
+        {f"bundle_emb.x.{long}": torch.ones(1, 8)},
+        {f"bundle_emb.x.{long}_out": torch.ones(1, 8)},
+        {long: torch.ones(1, 8)},
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}") as caught:
+            DirectionalInversion.from_pretrained(path)
+        assert len(str(caught.value)) < len(str(path)) + 600, str(caught.value)
+    with pytest.raises(ValueError, match="must hold one tensor") as caught:
+        save_file({f"{long}{i}": torch.ones(1) for i in range(20)}, path, {"dti": json.dumps(WHOLE)})
+        DirectionalInversion.from_pretrained(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_what_cannot_be_read_is_not_written(tmp_path):
+    for metadata in ({"family": 3}, {"training": "x"}, {"initializer": "\ud800"}, {"encoders": {"text_encoder": 3}}):
+        dog = DirectionalInversion.from_embeddings("<dog>", {"text_encoder": ROWS}, metadata)
+        with pytest.raises(ValueError, match=r"^The metadata of <dog> cannot be saved: .*(its|surrogates)"):
+            dog.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_file_says_about_a_concept_is_checked_under_its_name(tmp_path):
+    save_file({" <dog>": ROWS}, tmp_path / "x.safetensors")
+    save_file({"<dog>": 0 * ROWS}, tmp_path / "y.safetensors")
+    for name, message in (
+        ("x", "The placeholder token must be a word"),
+        ("y", "text_encoder: rows must be finite and not zero"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}"):
+            DirectionalInversion.from_pretrained(path)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}"):
+            convert(path, "comfyui", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("component", "name"), [("text_encoder", "learned_embeds"), ("text_encoder_2", "learned_embeds_2")])

@@ -1,6 +1,9 @@
 import os
+import re
 
+import numpy as np
 import pytest
+import torch
 from helpers import no_hanging
 from PIL import Image
 
@@ -117,3 +120,105 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
 def test_rejects_captions_and_masks_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_photos([Image.new("RGB", (4, 4))] * 2, **arguments)
+
+
+@pytest.mark.parametrize("name", ["ramp.png", "ramp.tif"])
+def test_pictures_of_16_bits_keep_their_range(tmp_path, name):
+    """Pillow itself would cut them off at 255."""
+    ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / name)
+    (photo,) = load_photos(tmp_path / name)
+    assert photo.image.mode == "RGB"
+    for channel in np.moveaxis(np.asarray(photo.image), -1, 0):
+        np.testing.assert_allclose(channel, ramp / 257, atol=0.5001)
+    (masked,) = load_photos(Image.new("RGB", (64, 64)), masks=[tmp_path / name])
+    assert len(np.unique(np.asarray(masked.mask))) == 256
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode", "expected"),
+    [
+        (np.array([[0, 32896, 65535]], np.uint16), "I;16", [0, 128, 255]),
+        (np.array([[0, 4095, 4095]], np.uint16), "I;16", [0, 16, 16]),  # dark, as any viewer shows it
+        (np.array([[0, 32896, 65535]], np.dtype(">u2")), "I;16B", [0, 128, 255]),
+        (np.array([[0, 128, 255]], np.int32), "I", [0, 128, 255]),
+        (np.array([[-5, 32896, 65535]], np.int32), "I", [0, 128, 255]),
+        (np.array([[0, 2**20, 2**21]], np.int32), "I", [0, 128, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), "F", [0, 128, 255]),
+        (np.array([[0, 128, 255]], np.float32), "F", [0, 128, 255]),
+        (np.array([[0, 32896, np.nan]], np.float32), "F", [0, 128, 0]),
+        (np.zeros((1, 3), np.float32), "F", [0, 0, 0]),
+        (np.full((1, 3), np.nan, np.float32), "F", [0, 0, 0]),
+    ],
+)
+def test_every_range_of_gray_is_converted(pixels, mode, expected):
+    image = Image.frombytes(mode, (3, 1), pixels.tobytes())
+    assert [p[0] for p in np.asarray(load_photos(image)[0].image)[0].tolist()] == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), "ndarray"),
+        ([np.zeros((8, 8, 3), np.uint8)], "ndarray"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+        ([torch.zeros(3, 8, 8)], "Tensor"),
+        ([None], "NoneType"),
+        (None, "NoneType"),
+        (3, "int"),
+        (b"photo.png", "bytes"),
+    ],
+)
+def test_what_is_no_photo_is_named(images, kind):
+    with pytest.raises(TypeError, match=rf"^A photo is a path or a PIL image, not {kind}\b.*Image\.fromarray"):
+        load_photos(images)
+
+
+def test_photos_may_come_from_an_iterator(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert len(load_photos(Image.new("RGB", (4, 4)) for _ in range(3))) == 3
+    assert len(load_photos(iter([tmp_path / "a.png", str(tmp_path / "a.png")]))) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
+def test_captions_in_the_encodings_of_common_editors(tmp_path, encoding):
+    text = "a {} au café, 犬\r\n"
+    data = b"\xfe\xff" + text.encode("utf-16-be") if encoding == "utf-16-be-bom" else text.encode(encoding)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(data)
+    assert load_photos(tmp_path)[0].caption == "a {} au café, 犬"
+
+
+def test_a_caption_in_an_unknown_encoding_is_refused(tmp_path):
+    """Latin-1 cannot be told from other encodings of one byte for each letter."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("a {} au café".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(tmp_path / 'a.txt'))} is not in UTF-8 or UTF-16: save it in UTF-8\."
+    ):
+        load_photos(tmp_path)
+
+
+@pytest.mark.parametrize("captions", [["a {}", 3], (x for x in ["a {}", "a {}"]), {"a {}": 1, "b {}": 2}])
+def test_captions_that_are_no_texts_are_refused(captions):
+    with pytest.raises(ValueError, match="caption"):
+        load_photos([Image.new("RGB", (4, 4))] * 2, captions)
+
+
+def test_a_damaged_picture_is_named_whatever_is_wrong_with_it(tmp_path):
+    """Pillow has many kinds of errors for them."""
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 90).save(whole)
+    data = whole.read_bytes()
+    for number, torn in enumerate((b"", data[:30], data[:40], data[:12] + b"\xff" * 9 + data[21:], data[:60] + data[90:])):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(torn)
+        with pytest.raises(OSError, match=rf"^{re.escape(str(path))} is not an image that can be opened"):
+            load_photos(path)
+
+
+def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(OSError, match=r"a\.png is not an image that can be opened.*64 pixels"):
+        load_photos(tmp_path)

@@ -6,6 +6,7 @@ from helpers import differing, states
 from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from diffusers_dti.evaluation import protocol
 from diffusers_dti.evaluation.generation import (
     RESERVED_ARGUMENTS,
     PlannedImage,
@@ -231,3 +232,25 @@ def test_a_grid_leaves_missing_cells_empty(tmp_path):
     sheet = grid({"first": {"a": red}, "second": {"b": blue, "a": red}})
     tiles = [sheet.getpixel((200 + x * 196 + 90, 23 + y * 196 + 90)) for y in range(2) for x in range(2)]
     assert tiles == [(255, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255)]
+
+
+def test_a_torn_picture_is_drawn_again(sd, tmp_path):
+    """Cut anywhere: before its text, within it, and in its pixels."""
+    (image,) = plan(tmp_path, prompts=("a dog",))
+    generate_missing(sd, [image], {}, 1, CALL)
+    whole = image.path.read_bytes()
+    for data in (b"", whole[:10], whole[:50], whole[: len(whole) // 2], whole[:-5], b"\xff" * 100, whole[:-30] + bytes(30)):
+        image.path.write_bytes(data)
+        assert read_provenance(image.path) is None
+    generate_missing(sd, [image], {}, 1, CALL)
+    assert image.path.read_bytes() == whole and read_provenance(image.path)
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "not JSON", '{"prompt": 3}'])
+def test_a_picture_of_another_program_is_not_generated(tmp_path, text):
+    (image,) = plan(tmp_path, prompts=("a dog",))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("dti", text)
+    image.path.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(image.path, pnginfo=info)
+    assert not protocol._is_generated(image)

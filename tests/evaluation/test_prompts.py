@@ -3,7 +3,7 @@ import os
 import pytest
 from helpers import no_hanging
 
-from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_lines, read_prompts
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_prompts
 
 DREAMBOOTH = """Classes
 
@@ -82,9 +82,8 @@ def test_errors_name_a_line_without_exactly_one_place(tmp_path, line):
 def test_rejects_what_is_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere.txt"):
-        for read in (read_prompts, read_lines):
-            with pytest.raises(OSError, match=rf"{path.name} is not a file: give a text file of prompts"), no_hanging():
-                read(path)
+        with pytest.raises(OSError, match=rf"{path.name} is not a file: give a text file"), no_hanging():
+            read_prompts(path)
 
 
 def test_rejects_files_without_prompts(tmp_path):
@@ -98,3 +97,15 @@ def test_rejects_files_without_prompts(tmp_path):
     path.write_text(DREAMBOOTH.replace("a tall {0} {1}", "a tall {0}"))
     with pytest.raises(ValueError, match="line 21: .*exactly one"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_in_the_encodings_of_common_editors(tmp_path, encoding):
+    (tmp_path / "prompts.txt").write_bytes("# été\na {} au café\n".encode(encoding))
+    assert read_prompts(tmp_path / "prompts.txt")["live"] == ["a {} au café"]
+
+
+def test_prompts_in_an_unknown_encoding_are_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("a {} au café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt is not in UTF-8 or UTF-16: save it in UTF-8\."):
+        read_prompts(tmp_path / "prompts.txt")

@@ -141,6 +141,20 @@ def test_lines_nested_too_deeply_are_passed_over(path, code, depth):
     assert [row["settings"]["n"] for row in results.rows()] == [0] and results.get({"n": 1}) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", "3", '"code"', "null", "{}", '{"code": CODE}', '{"code": CODE, "settings": {"a": 1}}', "\\xff\\xfe", "[" * 100_000],
+)
+def test_a_line_that_is_no_result_is_passed_over(path, code, line):
+    results = Store(path, [code])
+    results.put({"a": 1}, {"score": 1})
+    with path.open("ab") as file:
+        file.write(line.replace("CODE", json.dumps(results.code)).encode().replace(b"\\xff\\xfe", b"\xff\xfe") + b"\n")
+    results.put({"a": 2}, {"score": 2})
+    for store_ in (results, Store(path, [code])):
+        assert store_.get({"a": 1}) == {"score": 1} and store_.get({"a": 2}) == {"score": 2} and len(store_.rows()) == 2
+
+
 def test_reads_a_line_once_it_is_complete(path, code):
     results = Store(path, [code])
     results.put({"n": 0}, {})

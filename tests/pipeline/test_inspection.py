@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.stats import percentileofscore
 
 from diffusers_dti import DirectionalInversion
@@ -207,6 +208,56 @@ def test_the_command_needs_only_the_text_side(name, request, concept, tmp_path, 
         (one,), (other,) = found["encoders"][component]["vectors"], encoder["vectors"]
         assert [x["token"] for x in one.pop("nearest")] == [x["token"] for x in other.pop("nearest")]
         assert one == pytest.approx(other)
+
+
+def test_nothing_in_a_file_reaches_the_terminal_as_a_command(tmp_path, capsys):
+    """Escapes that clear the screen, bells, and line breaks that would add lines to the report."""
+    odd = {"initializer": "dog\nfamily      trusted", "base_model": "\x07x", "family": "\x9b31m", "method": "a\u202eb"}
+    odd["training"] = {"\x1b[2J": "\x1b]0;title\x07"}
+    rows = {"text_encoder": torch.ones(1, 8)}
+    DirectionalInversion.from_embeddings("<\x1b[31mdog>", rows, odd).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert not set(text) - set(map(chr, range(32, 127))) - {"\n"}
+    for said in (
+        r"<\x1b[31mdog>: 1 vector",
+        r"initializer dog\nfamily",
+        r"base_model  \x07x",
+        r"family      \x9b31m",
+        r"a\u202eb",
+        r"\x1b[2J=",
+    ):
+        assert said in text
+    save_file({"x\x1b[2J": torch.ones(1), "y": torch.ones(1)}, tmp_path / "two.safetensors")
+    assert main(["inspect", str(tmp_path / "two.safetensors")]) == 1
+    assert main(["inspect", str(tmp_path / "no\x1b[2J")]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_letters_of_any_language_are_shown_as_they_are(tmp_path, capsys):
+    rows = {"text_encoder": torch.ones(1, 8)}
+    DirectionalInversion.from_embeddings("<chien été>", rows, {"initializer": "犬 ▁собака"}).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "<chien été>: 1 vector" in (text := capsys.readouterr().out) and "initializer 犬 ▁собака" in text
+
+
+def test_what_loading_refuses_is_refused(sdxl, concept):
+    """With the same words, so that nobody finds out only when the concept is loaded."""
+    wrong = concept(sdxl, pooling="mean")
+    rows = concept(sdxl).embeddings | {"text_encoder_2": torch.ones(1, 8)}
+    narrow = DirectionalInversion.from_embeddings("<dog>", rows)
+    for given, message in (
+        (wrong, 'pooling must be "eos" or "legacy", got \'mean\'.'),
+        (narrow, "<dog> is 8 wide for text_encoder_2"),
+    ):
+        said = set()
+        for call in (sdxl.load_directional_inversion, lambda made: inspect(made, sdxl)):
+            with pytest.raises(ValueError, match=f"^{message}") as caught:
+                call(given)
+            said.add(str(caught.value))
+        assert len(said) == 1
+    with pytest.raises(ValueError, match="pooling must be"):
+        inspect(wrong)
 
 
 def test_the_command_without_a_model(sdxl, concept, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Load, unload and save on whole pipelines, compared with diffusers' own loader."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -366,3 +367,53 @@ def test_several_at_once_under_other_names(sdxl, concept):
             sdxl.load_directional_inversion([a, b], token=["<d>", second])
     assert not differing(states(sdxl), before)
     assert sdxl.load_directional_inversion([]) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 1e-8), (torch.float16, 1e7), (torch.float16, 3e-7)], ids=["zero", "infinite", "coarse"]
+)
+def test_norms_that_an_encoder_cannot_hold_are_refused(sdxl, concept, dtype, scale):
+    """Its table would have a row that is zero, infinite, or points elsewhere."""
+    sdxl.text_encoder_2.to(dtype)
+    before = states(sdxl)
+    odd, message = (
+        concept(sdxl, scale=scale),
+        rf"^<dog> has a norm of {re.escape(f'{scale:g}')}, which text_encoder_2 cannot hold in {dtype}: ",
+    )
+    with pytest.raises(ValueError, match=message + 'choose another `token_scale`, such as "mean"'):
+        sdxl.load_directional_inversion(odd)
+    with pytest.raises(ValueError, match=message):
+        sdxl.load_directional_inversion(concept(sdxl), token_scale=scale)
+    assert not differing(states(sdxl), before)
+    sdxl.load_directional_inversion(odd, token_scale="mean")
+
+
+def test_other_precisions_hold_ordinary_norms(sdxl, concept):
+    for dtype, scale in ((torch.float16, 100.0), (torch.bfloat16, 1e-8), (torch.bfloat16, 1e7)):
+        sdxl.text_encoder_2.to(dtype)
+        sdxl.load_directional_inversion(concept(sdxl, scale=scale))
+        sdxl.unload_directional_inversion()
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("nan"), 1e39, 1e-39, 10**400, True, [1.0]])
+def test_a_token_scale_that_is_no_norm_is_refused(sdxl, concept, scale):
+    before = states(sdxl)
+    with pytest.raises(
+        ValueError, match=r'^token_scale must be "mean", "min", "max" or a positive number up to 1e\+10, got'
+    ) as caught:
+        sdxl.load_directional_inversion(concept(sdxl), token_scale=scale)
+    assert len(str(caught.value)) < 200 and not differing(states(sdxl), before)
+
+
+def test_a_number_of_numpy_is_a_token_scale(sdxl, concept, tmp_path):
+    """It is saved as a plain number."""
+    import numpy as np
+
+    sdxl.load_directional_inversion(concept(sdxl), token_scale=np.float32(0.5)).save_pretrained(tmp_path)
+    assert DirectionalInversion.from_pretrained(tmp_path).metadata["scale_rule"] == 0.5
+
+
+@pytest.mark.parametrize("token", [["<rex>"], ("<rex>",)])
+def test_a_list_of_one_token_is_one_token(sdxl, concept, token):
+    """As stock `load_textual_inversion` takes it."""
+    assert sdxl.load_directional_inversion(concept(sdxl), token=token).placeholder_token == "<rex>"

@@ -305,3 +305,20 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(sdxl, photos, tmp_path)
     sdxl.unload_directional_inversion()
     with pytest.raises(ValueError, match="checkpoint-4 is at step 4, and `max_train_steps` is 3: raise that"):
         DTITrainer(sdxl, **settings, max_train_steps=3, resume_from_checkpoint="latest").fit(photos)
+
+
+def test_the_latest_of_no_checkpoints_is_a_warning(sdxl, photos, tmp_path, caplog):
+    from diffusers_dti.training.loop import logger
+
+    settings = SETTINGS | {"max_train_steps": 2, "output_dir": tmp_path, "resume_from_checkpoint": "latest"}
+    said = f'{tmp_path} has no checkpoint yet (resume_from_checkpoint="latest"): training starts from the beginning.'
+    logger.addHandler(caplog.handler)
+    try:
+        DTITrainer(sdxl, **settings, checkpointing_steps=1).fit(photos)
+        assert said in caplog.messages
+        sdxl.unload_directional_inversion()
+        caplog.clear()
+        DTITrainer(sdxl, **settings).fit(photos)
+        assert said not in caplog.messages
+    finally:
+        logger.removeHandler(caplog.handler)

@@ -1,13 +1,15 @@
 """The settings: what they default to, what they refuse, and what they say about themselves."""
 
 import inspect
+import math
 import re
 from dataclasses import fields, replace
 from typing import get_type_hints
 
 import pytest
+import torch
 
-from diffusers_dti import DTIConfig
+from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.concept.methods import METHODS, Method
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.families.sana import Sana
@@ -102,6 +104,74 @@ def test_the_effective_rate_is_the_authors():
 )
 def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
+        DTIConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_train_steps": "300"}, "max_train_steps must be int | None, got '300'."),
+        ({"max_train_steps": 1.5}, "max_train_steps must be int | None, got 1.5."),
+        ({"max_train_steps": True}, "max_train_steps must be int | None, got True."),
+        ({"seed": None}, "seed must be int, got None."),
+        ({"learning_rate": "0.1"}, "learning_rate must be float | None, got '0.1'."),
+        ({"random_flip": "no"}, "random_flip must be bool, got 'no'."),
+        ({"scale_lr": 1}, "scale_lr must be bool, got 1."),
+        ({"token_scale": True}, "token_scale must be str | float, got True."),
+        ({"token_scale": None}, "token_scale must be str | float, got None."),
+        ({"placeholder_token": 3}, "placeholder_token must be str | None, got 3."),
+        ({"templates": "a {}"}, "templates must be Sequence[str] | None, got 'a {}'."),
+        ({"templates": ["a {}", 3]}, "templates must be Sequence[str] | None, got ['a {}', 3]."),
+        ({"output_dir": 3}, "output_dir must be str | Path | None, got 3."),
+        ({"report_to": "x" * 80 + "y", "seed": "x" * 5000}, f"seed must be int, got '{'x' * 79}."),
+    ],
+)
+def test_values_of_another_type_are_refused(settings, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        DTIConfig(**settings)
+
+
+@pytest.mark.parametrize("word", [3, ["dog", 3], {"<a>": 3}, {3: "dog"}, {"<a>": ["dog", None]}, b"dog"])
+def test_an_initializer_of_another_type_is_refused(word):
+    with pytest.raises(TypeError, match=r"^initializer_token must be str \| DirectionalInversion \| Sequence\[.*, got .*\.$"):
+        DTIConfig(initializer_token=word)
+
+
+def test_values_of_a_fitting_type_are_taken(tmp_path):
+    """A whole number for a float, a tuple for a list, a path for text."""
+    dog = DirectionalInversion.from_embeddings("<dog>", {"text_encoder": torch.ones(1, 16)})
+    config = DTIConfig(
+        learning_rate=1,
+        token_scale=2,
+        templates=("a {}",),
+        output_dir=tmp_path,
+        initializer_token={"<a>": [dog, "cat"], "<b>": "b"},
+    )
+    assert (config.resolve(SDXL).learning_rate, config.token_scale) == (1, 2)
+    assert DTIConfig(seed=-(2**40), validation_prompt=["a {}"]).seed == -(2**40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": math.inf}, "learning_rate must be finite, got inf."),
+        ({"learning_rate": 10**400}, f"learning_rate must be finite, got {'1' + '0' * 79}."),
+        ({"kappa": math.inf}, "kappa must be finite, got inf."),
+        ({"kappa": math.nan}, "kappa must be at least 0, got nan."),
+        ({"beta": math.nan}, "beta must be at least 0, got nan."),
+        ({"token_scale": math.inf}, "token_scale must be from 1e-10 to 1e+10, got inf."),
+        ({"token_scale": 1e39}, "token_scale must be from 1e-10 to 1e+10, got 1e+39."),
+        ({"token_scale": 1e-39}, "token_scale must be from 1e-10 to 1e+10, got 1e-39."),
+        ({"placeholder_token": ""}, "The placeholder token must be a word such as '<dog>', got ''."),
+        ({"placeholder_token": "\ud800"}, "The placeholder token must be a word such as '<dog>', got '\\ud800'."),
+        ({"initializer_token": ""}, 'initializer_token must name a word: leave it out for "object" or "style".'),
+        ({"initializer_token": []}, 'initializer_token must name a word: leave it out for "object" or "style".'),
+        ({"initializer_token": ["dog", ""]}, 'initializer_token must name a word: leave it out for "object" or "style".'),
+        ({"initializer_token": {"<a>": ""}}, 'initializer_token must name a word: leave it out for "object" or "style".'),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         DTIConfig(**settings)
 
 

@@ -79,6 +79,28 @@ def test_a_resumed_log_keeps_what_was_before_the_checkpoint(tmp_path):
     assert entries(tmp_path) == []
 
 
+def test_lines_that_are_no_entries_are_left_out(tmp_path):
+    """A disk that failed, or another program, may leave anything in the file."""
+    log = start(tmp_path)
+    log.write_metrics(10, {"<dog>": DOG}, 0)
+    log.close()
+    with (tmp_path / LOG_NAME).open("ab") as file:
+        for line in (
+            b"\xff\xfe\x00",
+            b"[1]",
+            b"3",
+            b"null",
+            b'{"loss": 1}',
+            b'{"step": "9", "loss": 1}',
+            b'{"step": 10, "loss": [1]}',
+        ):
+            file.write(line + b"\n")
+        file.write(b'{"step": 15, "loss": null, "angle": 1, "norm": 1}\n')
+    resumed = start(tmp_path, step=20)
+    resumed.close()
+    assert [x["step"] for x in resumed.history] == [10, 15] == [x["step"] for x in entries(tmp_path)]
+
+
 def test_a_log_is_never_half_written(tmp_path, monkeypatch):
     log = start(tmp_path)
     log.write_metrics(10, {"<dog>": DOG}, 0)

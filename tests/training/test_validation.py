@@ -6,6 +6,7 @@ from tiny_pipelines import generate
 from diffusers_dti import DTITrainer
 from diffusers_dti.families import find_family
 from diffusers_dti.training import validation
+from diffusers_dti.training.loop import logger
 
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 2}
 
@@ -92,3 +93,19 @@ def test_pipelines_that_need_more_than_a_prompt_are_refused_at_once(sdxl, wan):
         DTITrainer(other, **SETTINGS)
         with pytest.raises(ValueError, match=f"{pipe.__name__} generates from more than a prompt .*leave out"):
             DTITrainer(other, **SETTINGS, validation_prompt="a {}")
+
+
+def test_a_prompt_without_the_concept_is_a_warning(sdxl, photos, caplog):
+    """Its images show nothing of what is learned. A prompt may have the placeholder itself."""
+    prompts = ["a {} here", "a <dog> there", "a dog on a beach"]
+    logger.addHandler(caplog.handler)
+    try:
+        trainer = DTITrainer(sdxl, **SETTINGS, max_train_steps=1, validation_prompt=prompts)
+        trainer.fit(photos)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (said,) = {message for message in caplog.messages if "validation_prompt" in message}
+    assert (
+        said == "The validation_prompt 'a dog on a beach' has neither \"{}\" nor <dog>: its images will not show the concept."
+    )
+    assert len(trainer.validation_images[1]) == 3
