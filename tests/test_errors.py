@@ -56,7 +56,7 @@ TABLE = {
     "templates without a placeholder": (
         {"templates": ["a photo"]},
         "photos",
-        'ValueError: Every template and context prompt needs a "{}" where the placeholder goes.',
+        'ValueError: templates need a "{}" where the placeholder goes.',
     ),
 }
 

@@ -206,7 +206,7 @@ def _read_tensors(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
             # A LoRA may bundle concepts: then its own weights, which can be large, are not read.
             return {k: f.get_tensor(k) for k in bundled or f.keys()}, f.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error!s:.200}") from error
+        raise ValueError(f"{path} is not a safetensors file: {str(error)!r:.200}") from error
 
 
 def _parse_header(path: Path, text: str) -> dict[str, Any]:

@@ -46,16 +46,14 @@ def read_pickle(path: Path) -> Any:
             f"{path} is a pickle, which is read only with torch 2.10 or newer: in torch {torch.__version__} it could run code "
             "or corrupt memory (CVE-2025-32434, CVE-2026-24747). Upgrade torch, or convert the file elsewhere by `dti convert`."
         )
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
             needed = _unpacked_size(file)
             saved = _load(file) if needed <= MAX_GROWTH * size else None
             needed = max(needed, _size_of_tensors(saved))
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes lead to errors of many kinds
-        raise ValueError(f"{path} is damaged, or a pickle of more than tensors, which is not read.") from error
+        except Exception as error:  # damaged bytes lead to errors of many kinds, OSError among them
+            raise ValueError(f"{path} is damaged, or a pickle of more than tensors, which is not read.") from error
     if needed > MAX_GROWTH * size:
         raise ValueError(
             f"{path} has {size} bytes and would take {needed} in memory: tensors must be stored in full, not compressed, "

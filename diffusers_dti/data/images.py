@@ -83,7 +83,7 @@ def load_photos(
         if captions is not None:
             caption = captions[number]
         if not _is_caption(caption):
-            raise ValueError(f'The caption of photo {number + 1}, {caption!r}, needs a "{{}}" where the placeholder goes.')
+            raise ValueError(f'The caption of photo {number + 1}, {caption!r:.80}, needs a "{{}}" where the placeholder goes.')
         photos.append(Photo(_on_white(image), caption, mask))
     return photos
 

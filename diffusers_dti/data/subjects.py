@@ -84,7 +84,15 @@ def read_subjects(
     """
     path = Path(path)
     masks = None if mask_folder is None else Path(mask_folder)
-    return [_read_subject(path, name, entry, masks) for name, entry in _select(path, instances).items()]
+    subjects = []
+    for name, entry in _select(path, instances).items():
+        try:
+            subjects.append(_read_subject(path, name, entry, masks))
+        except OSError as error:
+            if error.errno is None:  # one of ours
+                raise
+            raise OSError(f"Subject {name!r:.80} of {path}: {error.strerror}, in {error.filename!s:.200}.") from error
+    return subjects
 
 
 def subject_names(path: str | Path, instances: Sequence[str] | None = None) -> list[str]:
@@ -101,10 +109,10 @@ def _select(path: Path, instances: Sequence[str] | None) -> dict[str, dict[str, 
     names = list(entries) if instances is None else list(instances)
     for name in names:
         if name not in entries:
-            raise ValueError(f"{path} has no subject {name!r}, only {', '.join(entries)}.")
+            raise ValueError(f"{path} has no subject {name!r:.80}, only {', '.join(map(repr, entries)):.500}.")
     for name in names:  # names become folders and placeholders
         if not _can_name_folder(name):
-            raise ValueError(f"{path} has the name {name!r}, which cannot name a folder: use letters, digits, - and _.")
+            raise ValueError(f"{path} has the name {name!r:.80}, which cannot name a folder: use letters, digits, - and _.")
     return {name: entries[name] for name in names}
 
 
@@ -125,7 +133,7 @@ def _can_name_folder(name: str) -> bool:
 
 
 def _read_subject(source: Path, name: str, entry: Mapping[str, Any], mask_folder: Path | None) -> Subject:
-    where = f"Subject {name!r} of {source}"
+    where = f"Subject {name!r:.80} of {source}"
     class_noun, initializer = _read_words(where, entry)
     path = _find_path(where, source, entry["path"])
     files, captions = _find_files(where, path, entry.get("images"))
@@ -155,7 +163,7 @@ def _find_path(where: str, source: Path, path: str) -> Path:
         if candidate.exists():
             return candidate
     raise OSError(
-        f"{where}: its path {path} is neither in the current folder nor next to the file. "
+        f"{where}: its path {path!r:.200} is neither in the current folder nor next to the file. "
         "Correct the path, or put the photos there."
     )
 
@@ -165,11 +173,13 @@ def _find_files(where: str, path: Path, images: Any) -> tuple[tuple[Path, ...], 
     if images is None:
         return _find_all_files(where, path)
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise ValueError(f'{where}: its "images" must be a list of file names; remove it to use all images of {path}.')
+        raise ValueError(f'{where}: its "images" must be a list of file names; remove it to use all images of {path!s:.200}.')
     files = tuple(path / image for image in images)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise OSError(f'{where}: {path} lacks {", ".join(missing)}. Put them there, or remove them from "images".')
+        raise OSError(
+            f'{where}: {path} lacks {", ".join(map(repr, missing)):.200}. Put them there, or remove them from "images".'
+        )
     return files, None
 
 
@@ -192,7 +202,7 @@ def _check_masks(where: str, folder: Path, files: Sequence[Path]) -> None:
 def _check_captions(where: str, captions: Iterable[str | None]) -> None:
     for text in captions:
         if text is not None and "{}" not in text:
-            raise ValueError(f'{where}: its caption {text!r} needs a "{{}}" where the placeholder goes.')
+            raise ValueError(f'{where}: its caption {text!r:.80} needs a "{{}}" where the placeholder goes.')
 
 
 def _read_templates(where: str, template: Any) -> tuple[str, ...] | None:
@@ -201,7 +211,7 @@ def _read_templates(where: str, template: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(template, str) and "{}" not in template:
         raise ValueError(
-            f'{where} has the template {template!r}. It can be "{BUILT_IN_TEMPLATES}" (the built-in templates, as without '
+            f'{where} has the template {template!r:.80}. It can be "{BUILT_IN_TEMPLATES}" (the built-in templates, as without '
             'the field), a prompt with "{}" for the placeholder, or a list of such prompts.'
         )
     return _read_prompts(where, "template", [template] if isinstance(template, str) else template)
@@ -212,5 +222,5 @@ def _read_prompts(where: str, field: str, prompts: Any) -> tuple[str, ...]:
         raise ValueError(f'{where}: its "{field}" must be a list of prompts; remove it to use the built-in ones.')
     for text in prompts:
         if "{}" not in text:
-            raise ValueError(f'{where}: {text!r} in its "{field}" needs a "{{}}" where the placeholder goes.')
+            raise ValueError(f'{where}: {text!r:.80} in its "{field}" needs a "{{}}" where the placeholder goes.')
     return tuple(prompts)

@@ -170,7 +170,7 @@ def _read(folder: Path) -> tuple[int, dict[str, str], dict[str, Any], dict[str, 
         if step < 0 or not isinstance(settings, dict):
             raise ValueError(f"it says that it is at step {step}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be resumed, {STATE} is damaged: {error}.") from error
+        raise ValueError(f"{folder} cannot be resumed, {STATE} is damaged: {str(error)!r:.200}.") from error
     return step, metadata, settings, tensors
 
 

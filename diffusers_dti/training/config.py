@@ -126,10 +126,10 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         if self.beta >= 1:
             raise ValueError(f"beta must be less than 1, got {self.beta}.")
         if (self.checkpointing_steps or self.resume_from_checkpoint) and self.output_dir is None:
-            raise ValueError("Checkpoints need an `output_dir` to be written to.")
-        for template in (*(self.templates or ()), *(self.context_prompts or ())):
-            if "{}" not in template:
-                raise ValueError('Every template and context prompt needs a "{}" where the placeholder goes.')
+            raise ValueError("`checkpointing_steps` and `resume_from_checkpoint` need an `output_dir`.")
+        for name in ("templates", "context_prompts"):
+            if not all("{}" in template for template in getattr(self, name) or ()):
+                raise ValueError(f'{name} need a "{{}}" where the placeholder goes.')
         self._check_initializers()
         self._check_method()
 

@@ -56,12 +56,12 @@ def check_settings(config: Any) -> None:
             choices = choices()
         if choices is not None and value not in choices:
             allowed = choices if f.default is not None else (None, *choices)
-            raise ValueError(f"{f.name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
+            raise ValueError(f"{f.name} must be one of {', '.join(map(str, allowed))}, got {value!r:.80}.")
         limit = f.metadata.get("at_least")
         if value is not None or limit is None:
             _check_type(f.name, value, f.type)
         if limit is not None and (value is None or not value >= limit):  # not `value < limit`, which is False for NaN
-            raise ValueError(f"{f.name} must be at least {limit}, got {value}.")
+            raise ValueError(f"{f.name} must be at least {limit}, got {value!s:.80}.")
         if limit is not None and value > sys.float_info.max:
             raise ValueError(f"{f.name} must be finite, got {value!s:.80}.")
 

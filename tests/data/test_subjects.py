@@ -131,10 +131,10 @@ def test_reads_only_the_names(write):
         (
             dog(path="photos/doge"),
             OSError,
-            "'dog' of .*photos/doge is neither in the current folder nor next to the file. Correct",
+            "'dog' of .*photos/doge' is neither in the current folder nor next to the file. Correct",
         ),
         (dog(path="."), ValueError, r"'dog' of .* has no images"),
-        (dog(images=["0.png", "7.png", "8.png"]), OSError, r"'dog' of .* lacks 7\.png, 8\.png\. Put them there, or remove"),
+        (dog(images=["0.png", "7.png", "8.png"]), OSError, r"'dog' of .* lacks '7\.png', '8\.png'\. Put them there, or remove"),
         (dog(images=[]), ValueError, "'dog' of .*\"images\" must be a list of file names; remove it"),
         (dog(images="0.png"), ValueError, "'dog' of .*\"images\" must be a list of file names"),
         (dog(template="imagenet_large"), ValueError, "'dog' of .*template 'imagenet_large'. It can be \"imagenet_small\""),
@@ -152,7 +152,7 @@ def test_mistakes_have_one_clear_error(write, subjects, error, message):
 
 def test_unknown_subjects_and_missing_files(write, tmp_path):
     path = write({"cat": {"path": "photos/gone", "class": "cat"}} | dog())
-    with pytest.raises(ValueError, match=r"subjects\.json has no subject 'rex', only cat, dog\."):
+    with pytest.raises(ValueError, match=r"subjects\.json has no subject 'rex', only 'cat', 'dog'\."):
         read_subjects(path, ["dog", "rex"])
     assert [s.name for s in read_subjects(path, ["dog"])] == ["dog"]  # the cat's photos need not exist
     with pytest.raises(OSError, match=r"nowhere\.json does not exist: give a JSON file"):

@@ -267,9 +267,9 @@ def rewritten(state, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, m: m.update(step="-1"), "damaged: it says that it is at step -1"),
+        (lambda t, m: m.update(step="-1"), "damaged: 'it says that it is at step -1'"),
         (lambda t, m: m.update(step="999999999999"), "is at step 999999999999, and `max_train_steps` is 4"),
-        (lambda t, m: m.update(settings="[" * 100_000), "damaged: it is nested too deeply"),
+        (lambda t, m: m.update(settings="[" * 100_000), "damaged: 'it is nested too deeply'"),
         (lambda t, m: m.pop("settings"), "damaged"),
         (lambda t, m: t.update({"rows.0.text_encoder.direction": torch.ones(1)}), "does not hold what this run trains"),
         (lambda t, m: t.pop("rows.0.text_encoder.direction"), "does not hold what this run trains"),
