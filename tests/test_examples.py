@@ -75,6 +75,16 @@ def test_the_protocol(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "images" / "sheet.png").is_file() and (tmp_path / "evaluation" / "results.png").is_file()
 
 
+def test_many_words(sdxl, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples" / "benchmarks")
+    import many_words
+
+    times = many_words.measure(sdxl, 60, tmp_path)
+    assert len(times) == 8 and min(times.values()) > 0 and sdxl.directional_inversions == {}
+    tokens = many_words.tokenizer(2000)
+    assert len(tokens) == 2000 and len(tokens("some words").input_ids) > 2
+
+
 SCRIPTS = (
     "quickstart.py",
     "protocol.py",
@@ -83,6 +93,7 @@ SCRIPTS = (
     "sana.py",
     "wan.py",
     "benchmarks/text_length.py",
+    "benchmarks/many_words.py",
     "worlds/gates.py",
     "worlds/study.py",
 )

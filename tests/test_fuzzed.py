@@ -92,7 +92,7 @@ def test_settings(sdxl, amount):
             resolved = dataclasses.replace(DTIConfig(), **{name: value}).resolve(family)
         except (ValueError, TypeError) as error:
             check_message(error, "")
-            assert name in str(error).replace(" ", "_")
+            assert name.removesuffix("_token") in str(error).lower()
             refused += 1
         else:
             assert value is None or type(getattr(resolved, name)) is type(value) or isinstance(value, str | int), (name, value)
