@@ -132,7 +132,9 @@ def kill():
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in ("dti", "sana"))) for n in RUNS])
 @pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("stop", "parts"), [(kill, ("",)), (interrupt, ("",)), (interrupt, ("training/optim.py",))])
+@pytest.mark.parametrize(
+    ("stop", "parts"), [(kill, ("",)), (interrupt, ("",)), (interrupt, ("training/optim.py", "training/step.py"))]
+)
 def test_a_stopped_run_resumes(name, stop, parts, times, request, photos, tmp_path):
     """It is stopped at random lines, again and again, and then ends as if nothing had happened."""
     family, settings = RUNS[name]
