@@ -15,7 +15,7 @@ from .protocols import Pipeline
 from .text_encoders import find_text_encoders
 
 _locks: "dict[int, threading.RLock]" = {}  # by the id of the model
-_in_training: dict[int, object] = {}  # the run, by the id of the model
+_in_training: set[int] = set()  # ids of models
 
 
 @contextmanager
@@ -79,13 +79,16 @@ def training(models: Iterable[nn.Module]) -> Iterator[None]:
     Raises:
         RuntimeError: if one of them is in training already.
     """
-    run, marked = object(), ExitStack()
+    models, marked = list(models), ExitStack()
+    ids = [id(model) for model in models]
     try:
         try:
-            for model in models:
-                if _in_training.setdefault(id(model), run) is not run:
+            with changing(models):
+                if not _in_training.isdisjoint(ids):
                     raise RuntimeError("A text encoder of this pipeline is being trained already: wait for that run to end.")
-                marked.callback(_in_training.pop, id(model), None)
+                for number in ids:
+                    marked.callback(_in_training.discard, number)
+                _in_training.update(ids)
             yield
         finally:
             marked.close()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OURS = "DTI @100"  # the new default
 LINES = (FLOOR, CEILING, "DTI", "DTI, the old default", "TI, best rate")  # of the figure
-STEPWISE = ("main", "curve")  # the parts whose rows are named with their steps
+STEPWISE = ("main", "curve", "others")  # the parts whose rows are named with their steps
 MARGIN = 0.05  # a score lower by less than this counts as equal
 SCORES = ("subject", "prompt")
 SPLITS = ("test", "fresh", "dev", "more")

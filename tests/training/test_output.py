@@ -13,6 +13,16 @@ from diffusers_dti.training.output import LOCK, uninterrupted, writing
 SETTINGS = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 16, "train_batch_size": 1}
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """As in a terminal: `nohup` and a shell's `&` start programs that ignore some signals."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    earlier = {name: signal.signal(getattr(signal, name), handler) for name, handler in usual.items()}
+    yield
+    for name, handler in earlier.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 def test_a_second_run_in_the_same_folder_is_refused(sdxl, photos, tmp_path):
     def second(trainer, step):
         with pytest.raises(OSError, match="Another run writes to .*: choose another `output_dir`, or wait"):
