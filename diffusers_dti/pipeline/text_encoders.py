@@ -146,6 +146,14 @@ def find_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
     Raises:
         ValueError: if there are none, listing the components that were found.
     """
+    encoders = present_text_encoders(pipe)
+    if not encoders:
+        raise ValueError(_describe_missing(pipe))
+    return encoders
+
+
+def present_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
+    """Return the text encoders of a pipeline as `find_text_encoders` does, or an empty dict if there are none."""
     components = pipe.components
     encoders = {}
     for name in sorted(n for n in components if n.startswith("text_encoder")):
@@ -153,8 +161,6 @@ def find_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
         tokenizer: Any = components.get(name.replace("text_encoder", "tokenizer"))
         if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings") and hasattr(tokenizer, "add_tokens"):
             encoders[name] = TextEncoder(name, tokenizer, model)
-    if not encoders:
-        raise ValueError(_describe_missing(pipe))
     return encoders
 
 
