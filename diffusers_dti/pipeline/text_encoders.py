@@ -1,6 +1,6 @@
 """Find a pipeline's text encoders and measure their vocabularies. Nothing here writes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import ModularPipeline
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ..concept import registry
 from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE
@@ -91,9 +92,30 @@ class TextEncoder:
         return self.model.config.get_text_config()
 
     @property
-    def state(self) -> VocabularyState | None:
-        """The record of what was done to the encoder; None while no concept is loaded."""
+    def recorded(self) -> VocabularyState | None:
+        """The record as it was written at the last change; None while no concept is loaded."""
         return getattr(self.model, STATE_ATTRIBUTE, None)
+
+    @property
+    def state(self) -> VocabularyState | None:
+        """The record as it is now. Stock `unload_textual_inversion` renumbers concepts or removes them, and leaves the record.
+
+        A concept's ids are those that the tokenizer has for its tokens. A concept of another tokenizer keeps its ids as long as
+        the table has its rows there.
+        """
+        recorded = self.recorded
+        if recorded is None:
+            return None
+        added, rows, concepts = self.tokenizer.added_tokens_encoder, len(self.weight), {}
+        for placeholder, concept in recorded.concepts.items():
+            ids = [added.get(token, rows) for token in concept.tokens]
+            if max(ids) < rows:
+                concepts[placeholder] = replace(concept, ids=ids)
+            elif self.weight.is_meta or self.holds(concept.ids, concept.inversion.embeddings[self.component]):
+                concepts[placeholder] = concept  # under sequential offload rows are out of reach
+        if rows < recorded.table_rows:  # stock has removed spare rows as well
+            recorded = replace(recorded, table_rows=rows, vocab_size=None if recorded.vocab_size is None else rows)
+        return replace(recorded, concepts=concepts)
 
     @property
     def concepts(self) -> dict[str, LoadedConcept]:
@@ -103,6 +125,13 @@ class TextEncoder:
     def token_ids(self, placeholder: str) -> list[int]:
         """Return the ids of a loaded concept's vectors."""
         return self.concepts[placeholder].ids
+
+    def holds(self, ids: Sequence[int], rows: Tensor) -> bool:
+        """Return whether the table has these rows, (n, d), at these ids, at any precision and scale."""
+        if max(ids) >= len(self.weight):
+            return False
+        existing = self.weight[ids].detach().float().cpu()
+        return bool((normalize(existing, dim=-1) - normalize(rows, dim=-1)).abs().max() < 1e-2)
 
     def embedding_modules(self) -> list[nn.Embedding]:
         """Return every module that looks up in the table: UMT5 calls a different one than `get_input_embeddings()`."""

@@ -50,6 +50,7 @@ class _Addition:
     def make(self, undo: ExitStack) -> None:
         """Change the tokenizer, the table and the record."""
         encoder, state, old = self.encoder, self.state, self.encoder.weight
+        _forget_lost(undo, encoder)
         added = [NewTokens(c.tokens, c.inversion.metadata.get("prefix_space") == "absorbed") for c in self.new]
         add_tokens(undo, encoder.tokenizer, added)
         for concept in self.new:
@@ -180,9 +181,6 @@ class _Removal:
         else:
             set_table(undo, encoder, self.table, state.vocab_size if self.total == state.table_rows else self.total)
         _set_state(undo, encoder, state)
-        # In a reopened pipeline other concepts may still be there, waiting to be loaded again.
-        if not state.concepts and (len(encoder.weight) == state.table_rows or not any(c.reused for c in self.removed)):
-            drop(undo, encoder.config, _TABLE_ROWS)
 
 
 def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
@@ -191,8 +189,11 @@ def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
     Args:
         placeholders: the text encoders, each with placeholders of concepts that are loaded in it.
     """
-    removals = [_Removal(encoder, own) for encoder, own in placeholders if own]
+    by_encoder = list(placeholders)
+    removals = [_Removal(encoder, own) for encoder, own in by_encoder if own]
     with ExitStack() as undo:
+        for encoder, _ in by_encoder:
+            _forget_lost(undo, encoder)
         for removal in removals:
             removal.make(undo)
         undo.pop_all()
@@ -212,5 +213,17 @@ def _set_state(undo: ExitStack, encoder: TextEncoder, state: VocabularyState) ->
     if state.concepts:
         change(undo, encoder.config, _TABLE_ROWS, state.table_rows)
         change(undo, encoder.model, STATE_ATTRIBUTE, state)
-    else:
+    elif encoder.recorded is not None:
+        # In a reopened pipeline other concepts may still be there, waiting to be loaded again.
+        reused = any(concept.reused for concept in encoder.recorded.concepts.values())
+        if len(encoder.weight) == state.table_rows or not reused:
+            drop(undo, encoder.config, _TABLE_ROWS)
         drop(undo, encoder.model, STATE_ATTRIBUTE)
+
+
+def _forget_lost(undo: ExitStack, encoder: TextEncoder) -> None:
+    """Remove concepts from the record that stock `unload_textual_inversion` has taken out of the encoder."""
+    recorded, now = encoder.recorded, encoder.state
+    if recorded is not None and now is not None and len(now.concepts) < len(recorded.concepts):
+        stop_expanding(undo, encoder.tokenizer, recorded.concepts.keys() - now.concepts.keys())
+        _set_state(undo, encoder, now)
