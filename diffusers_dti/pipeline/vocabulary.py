@@ -83,7 +83,8 @@ def add(concepts: Iterable[tuple[TextEncoder, Sequence[tuple[DirectionalInversio
         concepts: the text encoders, each with concepts that `vocabulary_check.check` has accepted, and where CLIP's text vector
             is pooled.
     """
-    additions = [_Addition(encoder, own) for encoder, own in concepts if own]
+    with torch.inference_mode(False):  # a table that is made in that mode could not be trained later
+        additions = [_Addition(encoder, own) for encoder, own in concepts if own]
     with ExitStack() as undo:
         for addition in additions:
             addition.make(undo)
@@ -190,7 +191,8 @@ def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
         placeholders: the text encoders, each with placeholders of concepts that are loaded in it.
     """
     by_encoder = list(placeholders)
-    removals = [_Removal(encoder, own) for encoder, own in by_encoder if own]
+    with torch.inference_mode(False):
+        removals = [_Removal(encoder, own) for encoder, own in by_encoder if own]
     with ExitStack() as undo:
         for encoder, _ in by_encoder:
             _forget_lost(undo, encoder)
