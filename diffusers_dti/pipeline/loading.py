@@ -13,9 +13,10 @@ from . import vocabulary
 from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
+from .pooling import pooling_of
 from .prompt_check import check_placeholder
 from .protocols import Pipeline, Source
-from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, pooling_of, present_text_encoders, rescale
+from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
 from .vocabulary_check import check
 
 logger = logging.get_logger(__name__)

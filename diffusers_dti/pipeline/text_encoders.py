@@ -51,7 +51,9 @@ class VocabularyState:
         tokens_without_row: the tokens whose ids were beyond the table.
         concepts: the loaded concepts by placeholder, in order of loading.
         overwritten_rows: spare rows, without a token, that concepts now use, by id.
-        legacy_eos: the config and modules whose `eos_token_id` was 2.
+        legacy_eos: the config and modules whose own `eos_token_id` is 2.
+        reopened: whether the encoder was saved with concepts in it.
+        pooling: where it pooled before the first concept: "eos" if it was saved with concepts that do.
     """
 
     table_rows: int
@@ -60,6 +62,8 @@ class VocabularyState:
     concepts: dict[str, LoadedConcept] = field(default_factory=dict)
     overwritten_rows: dict[int, Tensor] = field(default_factory=dict)
     legacy_eos: list[Any] = field(default_factory=list)
+    reopened: bool = False
+    pooling: Pooling = "legacy"
 
 
 @dataclass(frozen=True)
@@ -227,15 +231,3 @@ def rescale(
         )
     scaled = inversion.rescale(token_scale)
     return replace(scaled, metadata=scaled.metadata | {"scale_rule": float(token_scale)})  # JSON has no numbers of numpy
-
-
-def pooling_of(inversion: DirectionalInversion, given: Pooling | None = None) -> Pooling:
-    """Return where CLIP's text vector is pooled with a concept: as it was trained, unless `given` says otherwise.
-
-    Raises:
-        ValueError: if it is neither "eos" nor "legacy".
-    """
-    pooling = given or inversion.metadata.get("pooling", "eos")
-    if pooling not in get_args(Pooling):
-        raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r:.80}.')
-    return pooling
