@@ -14,7 +14,7 @@ from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
 from .pooling import pooling_of
-from .prompt_check import check_placeholder
+from .prompt_check import check_placeholder, warn_if_ordinary
 from .protocols import Pipeline, Source
 from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
 from .vocabulary_check import check
@@ -165,6 +165,7 @@ def _fitted(
             f"{inversion.placeholder_token} has nothing for {', '.join(missing)}: there it remains an ordinary, unknown word."
         )
     check_placeholder(pipe, inversion.placeholder_token)
+    warn_if_ordinary(matching.values(), inversion.placeholder_token)
     return inversion if token_scale is None else rescale(matching, inversion, token_scale)
 
 
