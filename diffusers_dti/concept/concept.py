@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,16 @@ class Concept:
     def __repr__(self) -> str:
         sizes = [f"{component} {v.shape[0]} x {v.shape[1]}" for component, v in self.directions.items()]
         return f"{type(self).__name__}({', '.join([repr(self.placeholder_token), *sizes])})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        base = self.metadata.get("base_model")
+        lines = ["<tr><th>text encoder</th><th>vectors</th><th>width</th><th>mean norm</th></tr>"]
+        for component, v in self.directions.items():
+            cells = (component, len(v), v.shape[1], f"{self.scales[component].mean().item():.3g}")
+            lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>")
+        caption = escape(self.placeholder_token + (f", learned with {base}" if base else ""))
+        return f"<table><caption>{caption}</caption>{''.join(lines)}</table>"
 
     @classmethod
     def from_embeddings(

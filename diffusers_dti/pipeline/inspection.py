@@ -12,8 +12,9 @@ from ..sphere import angle
 from .inspection_report import figure, table
 from .matching import match_components
 from .offload import offload_disabled
+from .pooling import pooling_of
 from .protocols import Pipeline
-from .text_encoders import TextEncoder, find_text_encoders, pooling_of
+from .text_encoders import TextEncoder, find_text_encoders
 from .vocabulary_check import check_width
 from .word_rows import word_rows
 

@@ -13,9 +13,10 @@ from . import vocabulary
 from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
-from .prompt_check import check_placeholder
+from .pooling import pooling_of
+from .prompt_check import check_placeholder, warn_if_ordinary
 from .protocols import Pipeline, Source
-from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, pooling_of, rescale
+from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
 from .vocabulary_check import check
 
 logger = logging.get_logger(__name__)
@@ -164,13 +165,14 @@ def _fitted(
             f"{inversion.placeholder_token} has nothing for {', '.join(missing)}: there it remains an ordinary, unknown word."
         )
     check_placeholder(pipe, inversion.placeholder_token)
+    warn_if_ordinary(matching.values(), inversion.placeholder_token)
     return inversion if token_scale is None else rescale(matching, inversion, token_scale)
 
 
 def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
     """Return the concepts that are loaded in a pipeline, by placeholder, in order of loading."""
     loaded: dict[str, DirectionalInversion] = {}
-    for encoder in find_text_encoders(pipe).values():
+    for encoder in present_text_encoders(pipe).values():
         for placeholder, concept in encoder.concepts.items():
             here, other = concept.inversion, loaded.setdefault(placeholder, concept.inversion)
             if other is not here:  # its files were loaded one by one
@@ -199,7 +201,7 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         >>> diffusers_dti.unload_directional_inversion(pipe, "<dog>")
         ```
     """
-    models = [encoder.model for encoder in find_text_encoders(pipe).values()]
+    models = [encoder.model for encoder in present_text_encoders(pipe).values()]
     with changing(models):
         loaded = directional_inversions(pipe)
         placeholders = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
@@ -212,7 +214,7 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
 
 def withdraw(pipe: Pipeline, placeholders: Sequence[str]) -> None:
     """Unload loaded concepts without a check, as a training run does that failed."""
-    encoders = find_text_encoders(pipe).values()
+    encoders = present_text_encoders(pipe).values()
     models = [encoder.model for encoder in encoders]
     with changing(models), all_offload_disabled(models):
         vocabulary.remove((encoder, [p for p in placeholders if p in encoder.concepts]) for encoder in encoders)

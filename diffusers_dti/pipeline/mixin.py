@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from inspect import getattr_static
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from diffusers.loaders import TextualInversionLoaderMixin
 
@@ -13,9 +14,17 @@ from .locks import hold_directional_inversions
 from .protocols import Source
 from .text_encoders import Pooling, ScaleRule
 
+if TYPE_CHECKING:
+    from diffusers.loaders import TextualInversionLoaderMixin as _Base  # its methods are there, by `_StockMethod`
+else:
+    _Base = object
 
-class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
-    """Load, unload and save concepts. Every diffusers pipeline has these methods once `diffusers_dti` is imported."""
+
+class DirectionalTextualInversionMixin(_Base):
+    """Load, unload and save concepts. Every diffusers pipeline has these methods once `diffusers_dti` is imported.
+
+    It also brings diffusers' `load_textual_inversion` and `unload_textual_inversion`, which pipelines such as SANA's lack.
+    """
 
     @overload
     def load_directional_inversion(
@@ -179,6 +188,25 @@ class DirectionalTextualInversionMixin(TextualInversionLoaderMixin):
         return loading.directional_inversions(self)
 
 
+class _StockMethod:
+    """A method of diffusers' `TextualInversionLoaderMixin`, by its name, for pipelines that lack it."""
+
+    # The mixin does not derive from that class: no pipeline class could then name it before `DiffusionPipeline` in its bases.
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        # A class that comes later in the order has its own, which this does not hide.
+        own = getattr(super(DirectionalTextualInversionMixin, owner if instance is None else instance), self.name, None)
+        return own or getattr_static(TextualInversionLoaderMixin, self.name).__get__(instance, owner)
+
+
+for _name in vars(TextualInversionLoaderMixin):
+    if not _name.startswith("__"):
+        setattr(DirectionalTextualInversionMixin, _name, _StockMethod(_name))
+
+
 def register(pipeline_class: type) -> None:
     """Give a pipeline class and all its subclasses, including later ones, the mixin's methods.
 
@@ -210,11 +238,10 @@ def register(pipeline_class: type) -> None:
     mixin = DirectionalTextualInversionMixin
     if issubclass(pipeline_class, mixin):
         return
-    names = [n for n in vars(mixin) if not n.startswith("_")]
+    names = [n for n, value in vars(mixin).items() if not n.startswith("_") and not isinstance(value, _StockMethod)]
     taken = [n for n in names if hasattr(pipeline_class, n)]
     if taken:
         raise TypeError(f"{pipeline_class.__name__} already has its own {', '.join(taken)}, which is not overwritten.")
-    # Not `setattr` of each method: a base class also brings diffusers' `load_textual_inversion`, which pipelines such as SANA's
-    # lack, and `isinstance` and `help` show where the methods come from. It comes last, so that it hides nothing of the
-    # pipeline's own.
+    # Not `setattr` of each method: with a base class, `isinstance` and `help` show where the methods come from. It comes last,
+    # so that it hides nothing of the pipeline's own.
     pipeline_class.__bases__ += (mixin,)

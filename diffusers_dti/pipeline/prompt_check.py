@@ -1,7 +1,7 @@
 """Check that a placeholder survives what a pipeline does to prompts before it calls the tokenizer."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from typing import Any
 
@@ -9,6 +9,8 @@ from diffusers import ModularPipeline
 from diffusers.utils import logging
 
 from .protocols import Pipeline
+from .text_encoders import TextEncoder
+from .word_rows import token_ids_of
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +30,21 @@ def check_placeholder(pipe: Pipeline, placeholder: str) -> None:
         )
     if _cleans_captions(pipe) and placeholder not in _clean_prompt(clean, placeholder, clean_caption=True):
         logger.warning(f"{name} removes {placeholder} from prompts unless it is called with clean_caption=False.")
+
+
+def warn_if_ordinary(encoders: Iterable[TextEncoder], placeholder: str) -> None:
+    """Warn if a placeholder is a word that an encoder knows already, which prompts could then no longer use."""
+    for encoder in encoders:
+        try:
+            ids = token_ids_of(encoder, placeholder)
+        except ValueError:  # unknown
+            continue
+        if len(ids) == 1 and ids[0] not in encoder.tokenizer.added_tokens_decoder:  # nor a reopened pipeline's concept
+            logger.warning(
+                f"{placeholder} is an ordinary word of the vocabulary, and means the concept while that is loaded: "
+                f"to keep the word, choose another placeholder, such as <{placeholder}>."
+            )
+            return
 
 
 def _cleans_captions(pipe: Any) -> bool:

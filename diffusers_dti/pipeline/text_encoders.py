@@ -1,6 +1,6 @@
 """Find a pipeline's text encoders and measure their vocabularies. Nothing here writes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import ModularPipeline
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ..concept import registry
 from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE
@@ -50,7 +51,9 @@ class VocabularyState:
         tokens_without_row: the tokens whose ids were beyond the table.
         concepts: the loaded concepts by placeholder, in order of loading.
         overwritten_rows: spare rows, without a token, that concepts now use, by id.
-        legacy_eos: the config and modules whose `eos_token_id` was 2.
+        legacy_eos: the config and modules whose own `eos_token_id` is 2.
+        reopened: whether the encoder was saved with concepts in it.
+        pooling: where it pooled before the first concept: "eos" if it was saved with concepts that do.
     """
 
     table_rows: int
@@ -59,6 +62,8 @@ class VocabularyState:
     concepts: dict[str, LoadedConcept] = field(default_factory=dict)
     overwritten_rows: dict[int, Tensor] = field(default_factory=dict)
     legacy_eos: list[Any] = field(default_factory=list)
+    reopened: bool = False
+    pooling: Pooling = "legacy"
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,30 @@ class TextEncoder:
         return self.model.config.get_text_config()
 
     @property
-    def state(self) -> VocabularyState | None:
-        """The record of what was done to the encoder; None while no concept is loaded."""
+    def recorded(self) -> VocabularyState | None:
+        """The record as it was written at the last change; None while no concept is loaded."""
         return getattr(self.model, STATE_ATTRIBUTE, None)
+
+    @property
+    def state(self) -> VocabularyState | None:
+        """The record as it is now. Stock `unload_textual_inversion` renumbers concepts or removes them, and leaves the record.
+
+        A concept's ids are those that the tokenizer has for its tokens. A concept of another tokenizer keeps its ids as long as
+        the table has its rows there.
+        """
+        recorded = self.recorded
+        if recorded is None:
+            return None
+        added, rows, concepts = self.tokenizer.added_tokens_encoder, len(self.weight), {}
+        for placeholder, concept in recorded.concepts.items():
+            ids = [added.get(token, rows) for token in concept.tokens]
+            if max(ids) < rows:
+                concepts[placeholder] = replace(concept, ids=ids)
+            elif self.weight.is_meta or self.holds(concept.ids, concept.inversion.embeddings[self.component]):
+                concepts[placeholder] = concept  # under sequential offload rows are out of reach
+        if rows < recorded.table_rows:  # stock has removed spare rows as well
+            recorded = replace(recorded, table_rows=rows, vocab_size=None if recorded.vocab_size is None else rows)
+        return replace(recorded, concepts=concepts)
 
     @property
     def concepts(self) -> dict[str, LoadedConcept]:
@@ -103,6 +129,13 @@ class TextEncoder:
     def token_ids(self, placeholder: str) -> list[int]:
         """Return the ids of a loaded concept's vectors."""
         return self.concepts[placeholder].ids
+
+    def holds(self, ids: Sequence[int], rows: Tensor) -> bool:
+        """Return whether the table has these rows, (n, d), at these ids, at any precision and scale."""
+        if max(ids) >= len(self.weight):
+            return False
+        existing = self.weight[ids].detach().float().cpu()
+        return bool((normalize(existing, dim=-1) - normalize(rows, dim=-1)).abs().max() < 1e-2)
 
     def embedding_modules(self) -> list[nn.Embedding]:
         """Return every module that looks up in the table: UMT5 calls a different one than `get_input_embeddings()`."""
@@ -146,6 +179,14 @@ def find_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
     Raises:
         ValueError: if there are none, listing the components that were found.
     """
+    encoders = present_text_encoders(pipe)
+    if not encoders:
+        raise ValueError(_describe_missing(pipe))
+    return encoders
+
+
+def present_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
+    """Return the text encoders of a pipeline as `find_text_encoders` does, or an empty dict if there are none."""
     components = pipe.components
     encoders = {}
     for name in sorted(n for n in components if n.startswith("text_encoder")):
@@ -153,8 +194,6 @@ def find_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
         tokenizer: Any = components.get(name.replace("text_encoder", "tokenizer"))
         if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings") and hasattr(tokenizer, "add_tokens"):
             encoders[name] = TextEncoder(name, tokenizer, model)
-    if not encoders:
-        raise ValueError(_describe_missing(pipe))
     return encoders
 
 
@@ -192,15 +231,3 @@ def rescale(
         )
     scaled = inversion.rescale(token_scale)
     return replace(scaled, metadata=scaled.metadata | {"scale_rule": float(token_scale)})  # JSON has no numbers of numpy
-
-
-def pooling_of(inversion: DirectionalInversion, given: Pooling | None = None) -> Pooling:
-    """Return where CLIP's text vector is pooled with a concept: as it was trained, unless `given` says otherwise.
-
-    Raises:
-        ValueError: if it is neither "eos" nor "legacy".
-    """
-    pooling = given or inversion.metadata.get("pooling", "eos")
-    if pooling not in get_args(Pooling):
-        raise ValueError(f'pooling must be "eos" or "legacy", got {pooling!r:.80}.')
-    return pooling

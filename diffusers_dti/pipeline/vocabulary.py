@@ -7,14 +7,14 @@ and records change, and whatever fails after that is undone (transaction.py).
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ..concept.inversion import DirectionalInversion
+from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling, warn_if_mixed
 from .table import moved_rows, room_for, set_table
 from .text_encoders import STATE_ATTRIBUTE, LoadedConcept, Pooling, TextEncoder, VocabularyState
 from .tokenizer import NewTokens, add_tokens, removal, start_expanding, stop_expanding, token_names
@@ -50,6 +50,7 @@ class _Addition:
     def make(self, undo: ExitStack) -> None:
         """Change the tokenizer, the table and the record."""
         encoder, state, old = self.encoder, self.state, self.encoder.weight
+        _forget_lost(undo, encoder)
         added = [NewTokens(c.tokens, c.inversion.metadata.get("prefix_space") == "absorbed") for c in self.new]
         add_tokens(undo, encoder.tokenizer, added)
         for concept in self.new:
@@ -82,11 +83,13 @@ def add(concepts: Iterable[tuple[TextEncoder, Sequence[tuple[DirectionalInversio
         concepts: the text encoders, each with concepts that `vocabulary_check.check` has accepted, and where CLIP's text vector
             is pooled.
     """
-    additions = [_Addition(encoder, own) for encoder, own in concepts if own]
+    with torch.inference_mode(False):  # a table that is made in that mode could not be trained later
+        additions = [_Addition(encoder, own) for encoder, own in concepts if own]
     with ExitStack() as undo:
         for addition in additions:
             addition.make(undo)
         undo.pop_all()
+    any(warn_if_mixed(addition.encoder) for addition in additions)  # once, although encoders are alike
 
 
 def _state_before(encoder: TextEncoder) -> VocabularyState:
@@ -95,15 +98,11 @@ def _state_before(encoder: TextEncoder) -> VocabularyState:
     saved = getattr(config, _TABLE_ROWS, None)  # set if the pipeline was saved with concepts in it
     beyond = frozenset(t.content for i, t in encoder.tokenizer.added_tokens_decoder.items() if i >= rows)
     vocab_size = getattr(config, "vocab_size", None) if saved is None else saved
-    legacy = []
-    if getattr(encoder.model.config, "model_type", "") == "clip_text_model":
-        legacy = [x for x in _config_and_modules(encoder.model) if getattr(x, "eos_token_id", None) == 2]
-    return VocabularyState(rows if saved is None else saved, vocab_size, beyond, legacy_eos=legacy)
-
-
-def _config_and_modules(model: Any) -> Iterator[Any]:
-    yield model.config
-    yield from model.modules()
+    legacy = legacy_holders(encoder)
+    table_rows = rows if saved is None else saved
+    return VocabularyState(
+        table_rows, vocab_size, beyond, legacy_eos=legacy, reopened=saved is not None, pooling=current_pooling(legacy)
+    )
 
 
 def set_rows(encoders: Iterable[TextEncoder], inversions: Sequence[DirectionalInversion]) -> None:
@@ -180,9 +179,6 @@ class _Removal:
         else:
             set_table(undo, encoder, self.table, state.vocab_size if self.total == state.table_rows else self.total)
         _set_state(undo, encoder, state)
-        # In a reopened pipeline other concepts may still be there, waiting to be loaded again.
-        if not state.concepts and (len(encoder.weight) == state.table_rows or not any(c.reused for c in self.removed)):
-            drop(undo, encoder.config, _TABLE_ROWS)
 
 
 def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
@@ -191,8 +187,12 @@ def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
     Args:
         placeholders: the text encoders, each with placeholders of concepts that are loaded in it.
     """
-    removals = [_Removal(encoder, own) for encoder, own in placeholders if own]
+    by_encoder = list(placeholders)
+    with torch.inference_mode(False):
+        removals = [_Removal(encoder, own) for encoder, own in by_encoder if own]
     with ExitStack() as undo:
+        for encoder, _ in by_encoder:
+            _forget_lost(undo, encoder)
         for removal in removals:
             removal.make(undo)
         undo.pop_all()
@@ -200,17 +200,27 @@ def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- the record
 def _set_state(undo: ExitStack, encoder: TextEncoder, state: VocabularyState) -> None:
-    """Record what was done to an encoder, and pool where the concept that was loaded last wants it.
-
-    CLIP configurations with the legacy `eos_token_id` 2 pool at the highest id. A concept's token has the highest id, so the
-    text after it would never reach the pooled vector. With the real id, ordinary prompts stay bit for bit as they are.
-    """
-    pooling = list(state.concepts.values())[-1].pooling if state.concepts else "legacy"
-    for holder in state.legacy_eos:
-        # `forward` reads the module's attribute, and saving writes the config's.
-        change(undo, holder, "eos_token_id", 2 if pooling == "legacy" else encoder.tokenizer.eos_token_id)
+    """Record what was done to an encoder, and pool where the concept that was loaded last wants it."""
     if state.concepts:
+        set_pooling(undo, encoder, state, list(state.concepts.values())[-1].pooling)
         change(undo, encoder.config, _TABLE_ROWS, state.table_rows)
+        if state.legacy_eos:
+            change(undo, encoder.config, LEGACY_POOLING, True)
         change(undo, encoder.model, STATE_ATTRIBUTE, state)
-    else:
+    elif encoder.recorded is not None:
+        # In a reopened pipeline other concepts may still be there, waiting to be loaded again.
+        others_wait = state.reopened and len(encoder.weight) != state.table_rows
+        set_pooling(undo, encoder, state, state.pooling if others_wait else "legacy")
+        if not others_wait:
+            drop(undo, encoder.config, _TABLE_ROWS)
+            if state.legacy_eos:
+                drop(undo, encoder.config, LEGACY_POOLING)
         drop(undo, encoder.model, STATE_ATTRIBUTE)
+
+
+def _forget_lost(undo: ExitStack, encoder: TextEncoder) -> None:
+    """Remove concepts from the record that stock `unload_textual_inversion` has taken out of the encoder."""
+    recorded, now = encoder.recorded, encoder.state
+    if recorded is not None and now is not None and len(now.concepts) < len(recorded.concepts):
+        stop_expanding(undo, encoder.tokenizer, recorded.concepts.keys() - now.concepts.keys())
+        _set_state(undo, encoder, now)

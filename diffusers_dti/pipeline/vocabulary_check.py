@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..concept.inversion import DirectionalInversion
 from .text_encoders import TextEncoder
@@ -26,8 +25,8 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         reuse_existing: accept a concept whose tokens and rows a reopened pipeline already has.
 
     Raises:
-        ValueError: if a width differs, a prompt has no room for all vectors, the table is quantized or cannot hold a norm, or a
-            placeholder is taken.
+        ValueError: if a width differs, a prompt has no room for all vectors, the table is quantized or cannot hold a norm, a
+            placeholder is taken, or concepts were loaded through another tokenizer.
     """
     if inversions and not encoder.weight.is_floating_point():
         raise ValueError(
@@ -35,6 +34,13 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             "bitsandbytes and torchao leave it by default."
         )
     vocabulary = encoder.tokenizer.get_vocab().keys()
+    elsewhere = [placeholder for placeholder, concept in encoder.concepts.items() if not set(concept.tokens) <= vocabulary]
+    if inversions and elsewhere:
+        raise ValueError(
+            f"{encoder.component} has {', '.join(elsewhere)}, loaded through another tokenizer, and this pipeline's own would "
+            "give a new concept the same ids, and so its row. Use that tokenizer here as well, as `from_pipe` does, or first "
+            "unload what was loaded through it."
+        )
     loaded = set(encoder.concepts)
     bases = {_base(placeholder) for placeholder in loaded}
     for inversion in inversions:
@@ -120,9 +126,6 @@ def _check_norms(encoder: TextEncoder, placeholder: str, rows: Tensor) -> None:
 def find_existing(encoder: TextEncoder, placeholder: str, rows: Tensor) -> list[int] | None:
     """Return the ids of a concept that a reopened pipeline already has, at any precision and scale, or None."""
     # Only added tokens count: a word of the encoder's own vocabulary is not a concept, even if it has the same direction.
-    added, weight = encoder.tokenizer.added_tokens_encoder, encoder.weight
-    ids = [added.get(name, len(weight)) for name in token_names(placeholder, len(rows))]
-    if max(ids) >= len(weight):
-        return None
-    existing = weight[ids].detach().float().cpu()
-    return ids if (normalize(existing, dim=-1) - normalize(rows, dim=-1)).abs().max() < 1e-2 else None
+    added, names = encoder.tokenizer.added_tokens_encoder, token_names(placeholder, len(rows))
+    ids = [added[name] for name in names if name in added]
+    return ids if len(ids) == len(names) and encoder.holds(ids, rows) else None

@@ -21,6 +21,7 @@ from .config import DTIConfig
 from .crops import check_resolution
 from .distributed import processes
 from .frozen import frozen, gradient_checkpointing
+from .gradients import gradients_enabled
 from .loop import Loop
 from .metadata import concept_metadata
 from .output import save_or_warn, writing
@@ -130,7 +131,8 @@ class DTITrainer:
             `output_dir` if there is one.
 
         Raises:
-            ValueError: if photos, captions, masks or a placeholder cannot be used, or a checkpoint is from another run.
+            ValueError: if photos, captions, masks or a placeholder cannot be used, gradients cannot pass a model, or a
+                checkpoint is from another run.
             OSError: if a file cannot be read, or `output_dir` not be written to, or another run writes there.
             RuntimeError: if an encoder is being trained already.
             FloatingPointError: if no gradient is finite in 20 steps in a row, or in all; nothing is learned then.
@@ -158,12 +160,10 @@ class DTITrainer:
         if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None
-        with writing(folder), training(encoder.model for encoder in find_text_encoders(self.pipe).values()):
+        with gradients_enabled(self.family), writing(folder), training(e.model for e in find_text_encoders(self.pipe).values()):
             self._train(photos, callback_on_step_end)
             save_or_warn(self.save_pretrained, folder)
-        if isinstance(images, Mapping):
-            return dict(self.inversions)
-        return next(iter(self.inversions.values()))
+        return dict(self.inversions) if isinstance(images, Mapping) else next(iter(self.inversions.values()))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Save what was learned, with its adapter as `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads.

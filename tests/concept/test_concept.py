@@ -167,3 +167,30 @@ def test_the_repr_is_one_line():
     dog = DirectionalInversion.from_embeddings("<dog>", rows, {"family": "SDXL"})
     assert repr(dog) == "DirectionalInversion('<dog>', text_encoder 2 x 768, text_encoder_2 1 x 1280)"
     assert repr(Concept.from_embeddings("<dog>", rows)).startswith("Concept('<dog>', ")
+
+
+def test_a_notebook_shows_a_table_of_plain_text():
+    """What a file's author wrote is text in it, never markup."""
+    from html.parser import HTMLParser
+
+    found = {"tags": set(), "texts": []}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found["tags"].add(tag)
+            assert not attributes
+
+        def handle_data(self, data):
+            found["texts"].append(data)
+
+    rows = {"text_encoder": torch.tensor([[3.0, 4.0], [0.0, 1.0]]), "text_encoder_2": torch.tensor([[0.0, 0.0, 0.5]])}
+    made = DirectionalInversion.from_embeddings("<script>", rows, {"base_model": "<img src=x onerror=alert(1)> & co"})
+    Reader().feed(made._repr_html_())
+    assert found["tags"] == {"table", "caption", "tr", "th", "td"}
+    assert found["texts"] == [
+        "<script>, learned with <img src=x onerror=alert(1)> & co", "text encoder", "vectors", "width", "mean norm",
+        "text_encoder", "2", "2", "3", "text_encoder_2", "1", "3", "0.5",
+    ]  # fmt: skip
+    found["texts"].clear()
+    Reader().feed(DirectionalInversion.from_embeddings("<dog>", rows)._repr_html_())
+    assert found["texts"][0] == "<dog>"

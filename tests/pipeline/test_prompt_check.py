@@ -6,6 +6,8 @@ import torch
 from helpers import differing, states
 from tiny_pipelines import generate
 
+from diffusers_dti.pipeline import prompt_check
+
 
 def test_upper_case_is_refused_where_prompts_are_lower_cased(sana, wan, concept, photos):
     """SANA lower-cases prompts, so `<Dog>` would never match. Wan does not, and there `<Dog>` is not `<dog>`."""
@@ -67,3 +69,42 @@ def test_prompts_that_ftfy_cleans(wan, concept, vectors):
     plain = generate(wan, "a <dog> on the beach & a cat")
     assert torch.equal(generate(wan, "  a <dog>\n on the   beach &amp; a cat "), plain)
     assert not torch.equal(generate(wan, "a dog on the beach & a cat"), plain)
+
+
+@pytest.mark.parametrize(("word", "warned"), [("dog", True), ("Dog", True), ("<dog>", False), ("dogcat", False)])
+def test_an_ordinary_word_as_a_placeholder_is_warned_about(sdxl, concept, photos, monkeypatch, word, warned):
+    """In loading and in training. The word itself could no longer be written."""
+    from diffusers_dti import DTITrainer
+
+    said = []
+    monkeypatch.setattr(prompt_check.logger, "warning", said.append)
+    expected = [
+        f"{word} is an ordinary word of the vocabulary, and means the concept while that is loaded: to keep the "
+        f"word, choose another placeholder, such as <{word}>."
+    ]
+    sdxl.load_directional_inversion(concept(sdxl, word))
+    assert said == expected * warned
+    sdxl.unload_directional_inversion()
+    settings = {"placeholder_token": word, "initializer_token": "cat", "resolution": 16, "max_train_steps": 1}
+    DTITrainer(sdxl, **settings).fit(photos)
+    assert said == expected * warned * 2
+
+
+def test_an_ordinary_word_of_sentencepiece_is_warned_about(wan, concept, monkeypatch):
+    """T5's vocabulary has it with a space before it. Gemma's has both, and then the word is refused as taken."""
+    said = []
+    monkeypatch.setattr(prompt_check.logger, "warning", said.append)
+    wan.load_directional_inversion([concept(wan, "zzz"), concept(wan, "<dog>")])
+    assert not said
+    wan.load_directional_inversion(concept(wan, "dog"))
+    assert len(said) == 1 and said[0].startswith("dog is an ordinary word")
+
+
+def test_a_concept_that_a_reopened_pipeline_has_is_not_an_ordinary_word(sd, concept, tmp_path, monkeypatch):
+    made = concept(sd, "zog")
+    sd.load_directional_inversion(made)
+    sd.save_pretrained(tmp_path)
+    again, said = type(sd).from_pretrained(tmp_path), []
+    monkeypatch.setattr(prompt_check.logger, "warning", said.append)
+    again.load_directional_inversion(made)
+    assert not said

@@ -1,5 +1,7 @@
 """Find text encoders and measure their vocabularies."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
@@ -11,6 +13,26 @@ from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 def test_a_pipeline_without_text_is_refused():
     pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
     with pytest.raises(ValueError, match="DDPMPipeline has no text encoder.*neither"):
+        pipe.load_directional_inversion({"<dog>": torch.ones(4)})
+
+
+@pytest.mark.parametrize("kind", ["no text", "no encoder", "not loaded yet"])
+def test_a_pipeline_without_text_encoders_has_no_concepts(kind, sd, tmp_path):
+    """So that tools can look at any pipeline. Loading still says what is missing."""
+    if kind == "no text":
+        pipe = diffusers.DDPMPipeline(unet=torch.nn.Identity(), scheduler=diffusers.DDPMScheduler())
+    elif kind == "no encoder":
+        sd.text_encoder, pipe = None, sd
+    else:
+        pipe = diffusers.StableDiffusionXLModularPipeline()
+    assert pipe.directional_inversions == {} and hasattr(pipe, "directional_inversions")
+    assert dict(inspect.getmembers(pipe))["directional_inversions"] == {}
+    pipe.unload_directional_inversion()
+    with pytest.raises(ValueError, match="<dog> is not loaded; loaded are: none"):
+        pipe.unload_directional_inversion("<dog>")
+    with pytest.raises(ValueError, match="loaded are: none"):
+        pipe.save_directional_inversion(tmp_path)
+    with pytest.raises(ValueError, match="has no text encoder|are not loaded yet"):
         pipe.load_directional_inversion({"<dog>": torch.ones(4)})
 
 

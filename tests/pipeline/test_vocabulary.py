@@ -1,15 +1,17 @@
 """Add tokens and rows, and remove them again exactly."""
 
 import copy
+import random
 
 import pytest
 import torch
 from helpers import differing, states
-from tiny_pipelines import generate
+from tiny_pipelines import fresh_copy, generate
 
 from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
 from diffusers_dti.pipeline import vocabulary
 from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
+from diffusers_dti.pipeline.tokenizer import token_names
 
 
 def test_100_loads_and_unloads_leave_no_trace(pipe, concept):
@@ -61,6 +63,55 @@ def test_a_stock_token_loaded_between_keeps_its_row(sd, concept):
     assert torch.equal(
         sd.text_encoder.get_input_embeddings().weight, alone.text_encoder.get_input_embeddings().weight[: len(sd.tokenizer)]
     )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_series_of_stock_and_our_loads_and_unloads(sd, concept, tmp_path, seed):
+    """Stock unloading renumbers our tokens, too. After each change the rows by name are those of the tokens that remain."""
+    from transformers import CLIPTokenizerFast
+
+    sd.tokenizer.save_pretrained(tmp_path)
+    # Stock unloading confuses the tokens that remain in a slow tokenizer, also without this package.
+    sd.tokenizer = CLIPTokenizerFast.from_pretrained(tmp_path)
+    choose, count = random.Random(seed), len(sd.tokenizer)
+    sd.text_encoder.resize_token_embeddings(count + seed % 3)  # with spare rows, which stock loading cuts off
+    before = states(sd)
+    rows, ours, stock = {}, {}, {}  # rows by name; names by placeholder
+    kinds = ["load ours", "load stock", "unload ours", "unload stock"]
+    for number, kind in enumerate([*kinds[:2], *choose.choices(kinds, k=20)]):
+        if kind == "load ours":
+            made = concept(sd, f"<o{number}>", choose.choice((1, 1, 2, 3)), seed=number)
+            sd.load_directional_inversion(made)
+            ours[made.placeholder_token] = token_names(made.placeholder_token, made.num_vectors)
+            rows |= zip(ours[made.placeholder_token], made.embeddings["text_encoder"])
+        elif kind == "load stock":
+            own = torch.randn(choose.choice((1, 2)), 16, generator=torch.Generator().manual_seed(number))
+            sd.load_textual_inversion({f"<s{number}>": own})
+            stock[f"<s{number}>"] = [f"<s{number}>", f"<s{number}>_1"][: len(own)]
+            rows |= zip(stock[f"<s{number}>"], own)
+        elif kind == "unload ours" and ours:
+            gone = choose.sample(list(ours), choose.randint(1, len(ours)))
+            sd.unload_directional_inversion(None if len(gone) == len(ours) else gone)
+            ours = {placeholder: names for placeholder, names in ours.items() if placeholder not in gone}
+        elif kind == "unload stock" and rows:
+            word = choose.choice([*ours, *stock, *stock, None])
+            sd.unload_textual_inversion((ours | stock).get(word))
+            ours, stock = ({w: n for w, n in own.items() if word not in (w, None)} for own in (ours, stock))
+        rows = {name: rows[name] for names in (ours | stock).values() for name in names}
+        vocabulary, table = sd.tokenizer.get_vocab(), sd.text_encoder.get_input_embeddings().weight
+        assert len(sd.tokenizer) == count + len(rows) and list(sd.directional_inversions) == list(ours), (number, kind)
+        for name, row in rows.items():
+            assert torch.equal(table[vocabulary[name]], row), (number, kind, name)
+        for placeholder, names in ours.items():
+            assert sd.tokenizer(placeholder, add_special_tokens=False).input_ids == [vocabulary[name] for name in names]
+    sd.unload_directional_inversion()
+    if stock:
+        sd.unload_textual_inversion()
+    kept = ("length", "tokenizer_class", "tokenizer_attributes", "eos")
+    now = states(sd)
+    assert not [name for name in differing(now, before) if name.endswith(kept)]
+    assert now["text_encoder table"][: count * 64] == before["text_encoder table"][: count * 64]
+    assert find_text_encoders(sd)["text_encoder"].recorded is None
 
 
 def test_spare_rows_are_used_and_put_back(sd, concept):
@@ -225,6 +276,20 @@ def test_another_tokenizer_in_between(sd, concept):
     assert TextEncoder("text_encoder", fresh, sd.text_encoder).original_rows().sum() == len(fresh)
     sd.unload_directional_inversion()
     assert not differing(states(sd), before)
+
+
+def test_two_tokenizers_for_one_encoder_are_refused(sdxl, concept):
+    """Both would count on from the same number, and the second concept would take the first one's row."""
+    other = fresh_copy(sdxl)  # with tokenizers of its own
+    other.text_encoder, other.text_encoder_2 = sdxl.text_encoder, sdxl.text_encoder_2
+    sdxl.load_directional_inversion(concept(sdxl, vectors=2))
+    before = states(sdxl), states(other)
+    with pytest.raises(ValueError, match="^text_encoder has <dog>, loaded through another tokenizer, .* as `from_pipe` does"):
+        other.load_directional_inversion(concept(sdxl, "<cat>", seed=1))
+    assert not differing(states(sdxl), before[0]) and not differing(states(other), before[1])
+    other.tokenizer, other.tokenizer_2 = sdxl.tokenizer, sdxl.tokenizer_2
+    other.load_directional_inversion(concept(sdxl, "<cat>", seed=1))
+    assert list(sdxl.directional_inversions) == ["<dog>", "<cat>"]
 
 
 def test_one_tokenizer_for_two_encoders_is_refused(sdxl, concept):
