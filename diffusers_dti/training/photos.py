@@ -31,11 +31,11 @@ def photos_by_placeholder(
         OSError: if a file is not an image.
     """
     if not isinstance(images, Mapping):
-        return {_single_placeholder(config): load_photos(images, captions, masks)}
+        return {_single_placeholder(config): load_photos(images, captions, masks, config.resolution)}
     if captions is not None or masks is not None:
         raise ValueError("With several concepts, captions are `.txt` files or a column, and masks are the photos' own.")
     _check_placeholders(config, images)
-    return {placeholder: load_photos(own) for placeholder, own in images.items()}
+    return {placeholder: load_photos(own, resolution=config.resolution) for placeholder, own in images.items()}
 
 
 def _single_placeholder(config: ResolvedConfig) -> str:
