@@ -70,6 +70,8 @@ def _help(field: Field[Any]) -> str:
         for name, method in METHODS.items():
             if method.summary not in text:
                 text += f'; "{name}", {method.summary}'
+    if field.name == "initializer_token":
+        text += "; on the command line, a text with a slash is the path or Hub id of a concept"
     if field.default is not None and "by default" not in text:
         default = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
         text += f"; by default {default}"

@@ -201,6 +201,52 @@ def test_several_words_may_be_given(model, subjects, tmp_path, capsys):
     assert dti(*command, *style) == 1 and "looks for a noun, and a style has none" in capsys.readouterr().err
 
 
+def test_a_concept_may_be_the_initializer(model, subjects, tmp_path, capsys, monkeypatch):
+    """A text with a slash is the path of a concept. Tokenized as words it would train as well, from anything."""
+    common = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, "--placeholder_token", "<rex>"]
+    assert dti(*common, "--initializer_token", "red dog", "--output_dir", tmp_path / "star") == 0
+    assert "rex: 'red dog' has 2 tokens: the concept has 2 vectors." in capsys.readouterr().out
+    for number, path in enumerate((tmp_path / "star", tmp_path / "star" / "learned_embeds.safetensors")):
+        command = [*common, "--initializer_token", path, "--learning_rate", 1e-9, "--output_dir", tmp_path / str(number)]
+        assert dti(*command) == 0
+        assert "rex: '<rex>' has 2 vectors: the concept has 2 vectors." in capsys.readouterr().out
+        assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
+        start, learned = (DirectionalInversion.from_pretrained(tmp_path / f) for f in ("star", str(number)))
+        for component, directions in start.directions.items():
+            torch.testing.assert_close(learned.directions[component], directions, rtol=0, atol=1e-5)
+    (tmp_path / "dog").mkdir()
+    start.save_pretrained(tmp_path / "dog")
+    monkeypatch.chdir(tmp_path)  # a word stays a word
+    assert dti(*common, "--initializer_token", "dog", "--output_dir", "word") == 0
+    assert DirectionalInversion.from_pretrained("word").metadata["initializer"] == "dog"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("photos/rex", "photos/rex has no learned_embeds.safetensors"),
+        ('{"<rex>": "dog"}', "--initializer_token takes words and concepts: a mapping from placeholders is for `DTITrainer`."),
+    ],
+)
+def test_an_initializer_that_is_no_word_and_no_concept_is_refused(subjects, tmp_path, capsys, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    own = ["--placeholder_token", "<rex>", "--initializer_token", given, "--output_dir", "out"]
+    assert dti("train", "photos/rex", "--model", "is not opened", *own) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_words_may_be_found_for_every_subject_of_a_file(model, subjects, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(propose, "candidate_words", lambda encoders: ["red", "toy"])
+    command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "tom", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--initializer_token", "dog") == 1
+    assert 'initializers come from the file, or are "auto"' in capsys.readouterr().err
+    for said in ("learned", "already learned"):
+        assert dti(*command, "--initializer_token", "auto") == 0
+        assert f"rex: {said}" in capsys.readouterr().out
+    for name in ("rex", "tom"):
+        assert DirectionalInversion.from_pretrained(tmp_path / "out" / name).metadata["initializer"] in ("red", "toy")
+
+
 def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     command = ["train", subjects, "--model", model, *SMALL, "--output_dir", tmp_path / "out", "--method", "dco"]
     assert dti(*command) == 1
