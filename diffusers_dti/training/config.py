@@ -152,6 +152,14 @@ class DTIConfig(OptimizationSettings, TokenSettings):
                 f'method "{self.method}" trains raw rows by AdamW, including their norms: leave out `optimizer` and '
                 "`train_magnitude`."
             )
+        if self.raw and self.kappa:
+            raise ValueError(
+                f'method "{self.method}" trains raw rows, which have no prior: leave out `kappa`, or set `reg_lambda`.'
+            )
+        if self.raw and self.token_scale != "mean":
+            raise ValueError(
+                f'method "{self.method}" trains raw rows and their norms: leave out `token_scale`, and rescale afterwards.'
+            )
         if self.reg_lambda and not self.raw:
             raise ValueError("reg_lambda pulls raw rows to their start; for directions, use `kappa`.")
         own = METHODS[self.method].settings.get("adapter")
