@@ -5,6 +5,7 @@ To add a verb, add its line to `COMMANDS` and a module of the same name with `ad
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: if the arguments cannot be parsed, and after `--help`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file or a pipe may have an encoding that lacks the letters of a word
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="dti",

@@ -79,6 +79,17 @@ def test_the_package_runs_as_a_module():
     assert out.startswith("usage: dti ") and all(name in out for name in COMMANDS)
 
 
+def test_letters_that_the_output_cannot_encode_are_escaped(tmp_path):
+    """As in `dti inspect out/dog > report.txt` on Windows."""
+    concept = DirectionalInversion.from_embeddings("<dög犬>", {"text_encoder": torch.ones(1, 768)})
+    concept.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "diffusers_dti.cli", "inspect", str(tmp_path)]
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "<dög\\u72ac>" in done.stdout.decode("cp1252")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
     """The tests of the README and of the file formats run the documentation's commands."""
