@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
     "train": "learn concepts from photos: a folder of one subject, or a JSON file of many",
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="dti",
         description="Directional Textual Inversion for diffusers. `dti COMMAND --help` lists the options of a command.",
     )
+    parser.add_argument("--version", action="version", version=f"dti {version('diffusers-dti')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():

@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import no_hanging
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
@@ -90,6 +91,12 @@ def test_letters_that_the_output_cannot_encode_are_escaped(tmp_path):
     assert "<dög\\u72ac>" in done.stdout.decode("cp1252")
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        dti("--version")
+    assert re.fullmatch(r"dti \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
     """The tests of the README and of the file formats run the documentation's commands."""
@@ -128,8 +135,11 @@ def test_every_default_is_in_the_help():
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     helps = {action.dest: action.help for action in parser._actions}
-    for field in fields(DTIConfig):
-        assert field.default is None or "by default" in helps[field.name]
+    assert all("by default" in helps[field.name] for field in fields(DTIConfig))
+    assert helps["resolution"].endswith(
+        "; by default 768 for SDXL, 512 for Stable Diffusion 1.5 and 2.x and Wan, 1024 for SANA"
+    )
+    assert helps["num_starts"].endswith("; by default 1") and helps["optimizer"].endswith("; by default rsgd")
     assert helps["seed"].endswith("; by default 42") and helps["scale_lr"].endswith("; by default on")
 
 
@@ -465,6 +475,38 @@ def test_generate_with_braces(model, runs, tmp_path, capsys):
     assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
     assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
     assert "any of <rex>, <tom>" in capsys.readouterr().err
+
+
+def test_generate_with_two_concepts_of_one_word(model, runs, tmp_path, capsys):
+    command = ["generate", "--model", model, *CALL, "--prompts", "a <a> and a <rex>", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dco" / "rex") == 1
+    assert "<rex> is already loaded" in capsys.readouterr().err
+    loaded = []
+    for concepts in (
+        [runs / "dti" / "rex", f"{runs / 'dco' / 'rex'}=<a>"],
+        [runs / "dti" / "rex", f"{runs / 'dti' / 'tom'}=<a>"],
+    ):
+        assert dti(*command, "--concepts", *concepts) == 0
+        loaded.append((tmp_path / "out" / "0" / "00_a_a_and_a_rex.png").read_bytes())
+    assert loaded[0] != loaded[1] and "does not contain" not in capsys.readouterr().err
+    assert dti(*command, "--concepts", f"{runs / 'dti' / 'rex'}=") == 1 and "rex= does not exist" in capsys.readouterr().err
+
+
+def test_generate_with_a_lora(model, runs, tmp_path, capsys):
+    """The adapter of another concept, from its folder or its file, changes the image; without it the image is made anew."""
+    command = ["generate", "--model", model, *CALL, "--concepts", runs / "dti" / "rex", "--prompts", "a <rex>"]
+    command += ["--output_dir", tmp_path / "out"]
+    image, adapter = tmp_path / "out" / "0" / "00_a_rex.png", runs / "dco" / "tom" / "pytorch_lora_weights.safetensors"
+    strong = {name: weight * 100 for name, weight in load_file(adapter).items()}
+    save_file(strong, adapter)
+    assert dti(*command) == 0
+    plain = Image.open(image).tobytes()
+    for lora in (adapter, adapter.parent):
+        assert dti(*command, "--lora", lora) == 0
+        assert Image.open(image).tobytes() != plain
+        assert dti(*command) == 0 and Image.open(image).tobytes() == plain
+    assert dti(*command, "--lora", tmp_path) == 1
+    assert f"{tmp_path} has no pytorch_lora_weights.safetensors: give the file of the LoRA." in capsys.readouterr().err
 
 
 def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):
