@@ -14,6 +14,7 @@ from .text_files import read_text
 logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
+MASK_ENDING = "-masklabel.png"  # of the mask beside a photo, as in OneTrainer
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 ImageInput = str | Path | Image.Image
@@ -64,18 +65,21 @@ def load_photos(
     captions: Sequence[str | None] | None = None,
     masks: Sequence[ImageInput | None] | None = None,
     resolution: int | None = None,
+    placeholder: str | None = None,
 ) -> list[Photo]:
     """Load photos with their captions and masks.
 
     Args:
         images: a folder, a file, an image, a list or iterator of files and images, or a `datasets.Dataset`. In a folder, the
             caption of a photo is a `.txt` file of the same name, in UTF-8 or UTF-16; in a data set, a column named "text",
-            "caption" or "prompt". The transparent part of an image is masked out.
-        captions: a caption for each photo with "{}" for the placeholder, or None for templates. They replace captions of the
-            folder or data set.
-        masks: an image for each photo, white where the subject is, or None. They replace transparency.
+            "caption" or "prompt". The mask of the file dog.jpg is dog-masklabel.png beside it, if there is one; otherwise the
+            transparent part of an image is masked out.
+        captions: a caption for each photo with "{}" for the placeholder, or None or "" for templates. They replace captions of
+            the folder or data set.
+        masks: an image for each photo, white where the subject is, or None. They replace masks beside it and transparency.
         resolution: resize each photo to this short side in pixels as soon as it is read, so that only one at a time is in
             memory in full size; None for the full sizes.
+        placeholder: a word that captions may have in place of "{}".
 
     Raises:
         TypeError: if something is not a photo, such as an array.
@@ -91,11 +95,11 @@ def load_photos(
     for number, (source, caption) in enumerate(found):
         image = open_image(source)
         check_elongation(f"Photo {number + 1}" if isinstance(source, Image.Image) else str(source), image)
-        mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
-        if captions is not None:
-            caption = captions[number]
-        if not _is_caption(caption):
-            raise ValueError(f'The caption of photo {number + 1}, {caption!r:.80}, needs a "{{}}" where the placeholder goes.')
+        if masks is None and _mask_beside(source) is None:
+            mask = _transparency_mask(image)
+        else:
+            mask = _open_mask(_mask_beside(source) if masks is None else masks[number], image.size)
+        caption = _read_caption(number, caption if captions is None else captions[number], placeholder)
         photo = Photo(_on_white(image), caption, mask)
         photos.append(photo if resolution is None else photo.resized(resolution))
     return photos
@@ -122,14 +126,14 @@ def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
         ValueError: if there are no image files, or a caption has an unknown encoding.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.endswith(MASK_ENDING)]
     if not images:
         raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos.")
     captioned: list[tuple[Path, str | None]] = []
-    used = set(images)
+    used: set[Path | None] = set(images)
     for image in images:
         text = image.with_suffix(".txt")
-        used.add(text)
+        used |= {text, _mask_beside(image)}
         captioned.append((image, read_text(text).strip() if text.is_file() else None))
     others = [p.name for p in files if p not in used]
     if others:
@@ -150,8 +154,24 @@ def _check_length(name: str, values: Any, count: int) -> None:
         raise ValueError(f"{name} must be a list with an entry (or None) for each of the {count} photos.")
 
 
-def _is_caption(text: object) -> bool:
-    return text is None or (isinstance(text, str) and "{}" in text)
+def _read_caption(number: int, caption: object, placeholder: str | None) -> str | None:
+    """Return a caption with "{}" in place of the placeholder, or None if it is empty."""
+    if caption is None:
+        return None
+    if isinstance(caption, str):
+        text = caption.replace(placeholder, "{}") if placeholder else caption
+        if "{}" in text or not text.strip():
+            return text if text.strip() else None
+    marks = f'a "{{}}" or {placeholder}' if placeholder else 'a "{}"'
+    raise ValueError(f"The caption of photo {number + 1}, {caption!r:.80}, needs {marks} where the placeholder goes.")
+
+
+def _mask_beside(source: ImageInput) -> Path | None:
+    """Return the file of the mask beside a photo; None if there is none, or the photo is not a file."""
+    if isinstance(source, Image.Image):
+        return None
+    mask = Path(source).with_name(Path(source).stem + MASK_ENDING)
+    return mask if mask.is_file() else None
 
 
 def _open_mask(source: ImageInput | None, size: tuple[int, int]) -> Image.Image | None:
