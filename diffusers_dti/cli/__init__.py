@@ -5,9 +5,11 @@ To add a verb, add its line to `COMMANDS` and a module of the same name with `ad
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
     "train": "learn concepts from photos: a folder of one subject, or a JSON file of many",
@@ -32,11 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: if the arguments cannot be parsed, and after `--help`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file or a pipe may have an encoding that lacks the letters of a word
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="dti",
         description="Directional Textual Inversion for diffusers. `dti COMMAND --help` lists the options of a command.",
     )
+    parser.add_argument("--version", action="version", version=f"dti {version('diffusers-dti')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():

@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write to, or (except for diffusers) a file ending in .safetensors, whose name is then the concept's "
         "word in ComfyUI and A1111",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a file that this command did not write for the same placeholder; by default it is an error",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the source on the Hub, by default the main branch")
 
 
@@ -28,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     options = arguments.source_options(args)
     if args.revision is not None:
         options["revision"] = args.revision
-    for path in convert(args.source, args.to, args.output, **options):
+    for path in convert(args.source, args.to, args.output, overwrite=args.overwrite, **options):
         print(f"Wrote {path}.")
     return 0

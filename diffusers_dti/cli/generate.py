@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .. import DirectionalInversion
 from ..data.text_files import read_text
 from . import arguments
 
@@ -21,7 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="CONCEPT",
-        help="files, folders or Hub ids of concepts; an adapter saved in the same folder or repository is loaded as well",
+        help='files, folders or Hub ids of concepts, also with another placeholder as "out/dog=<rex>"; an adapter saved in the '
+        "same folder or repository is loaded as well",
+    )
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="LORA",
+        help="files of LoRAs to load as well, or folders or Hub ids with a pytorch_lora_weights.safetensors; by default none",
     )
     parser.add_argument(
         "--token_scale",
@@ -53,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from .open_pipeline import open_pipeline, pipeline_identity
 
     templates = _read_prompts(args.prompts, args.prompt_file)
+    concepts, loras = _read_concepts(args.concepts)
     pipe = open_pipeline(args)
-    with concepts_loaded(pipe, args.concepts, args.token_scale) as digest:
+    with concepts_loaded(pipe, concepts, args.token_scale, loras=[*args.lora, *loras]) as digest:
         prompts = _fill_in(templates, list(pipe.directional_inversions))
         images = []
         for seed in dict.fromkeys(args.seeds):
@@ -66,6 +76,29 @@ def run(args: argparse.Namespace) -> int:
     contact_sheet(images).save(sheet)
     print(f"See {sheet}.")
     return 0
+
+
+def _read_concepts(texts: list[str]) -> tuple[list[str | DirectionalInversion], list[Path]]:
+    """Read the concepts that get another placeholder, and find the adapters next to them; other texts stay as they are.
+
+    Raises:
+        OSError: if there is no concept at a source.
+        ValueError: if a placeholder is not a word.
+    """
+    from ..evaluation.generation import find_adapter
+
+    concepts: list[str | DirectionalInversion] = []
+    adapters = []
+    for text in texts:
+        source, _, placeholder = text.rpartition("=")
+        if not (source and placeholder) or Path(text).exists():
+            concepts.append(text)
+            continue
+        concepts.append(DirectionalInversion.from_pretrained(source, placeholder))
+        adapter = find_adapter(source)
+        if adapter is not None:
+            adapters.append(adapter)
+    return concepts, adapters
 
 
 def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:

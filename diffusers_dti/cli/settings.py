@@ -70,7 +70,21 @@ def _help(field: Field[Any]) -> str:
         for name, method in METHODS.items():
             if method.summary not in text:
                 text += f'; "{name}", {method.summary}'
-    if field.default is not None and "by default" not in text:
-        default = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
-        text += f"; by default {default}"
+    if field.name == "initializer_token":
+        text += "; on the command line, a text with a slash is the path or Hub id of a concept"
+    if "by default" not in text:
+        text += f"; by default {_default(field)}"
     return text.replace("%", "%%")  # argparse formats help texts
+
+
+def _default(field: Field[Any]) -> str:
+    """Return the default of a field in words, with the families that it is for if they differ."""
+    names: dict[str, list[str]] = {}  # of families, by value
+    for family in families.FAMILIES:
+        value = getattr(DTIConfig().resolve(family), field.name)
+        if value is None or isinstance(value, bool):
+            value = {True: "on", False: "off", None: "none"}[value]
+        names.setdefault(str(value), []).append(family.name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{value} for {' and '.join(own)}" for value, own in names.items())

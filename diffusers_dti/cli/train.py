@@ -1,6 +1,7 @@
 """`dti train`: learn one concept from a folder of photos, or many from a JSON file in the authors' format."""
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any, TextIO
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
+from ..concept import formats
 from ..data.subjects import Subject, read_subjects, subject_names
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
-from ..training.token_settings import AUTO
+from ..training.token_settings import AUTO, Initializer
 from . import arguments
 from .open_pipeline import open_pipeline
 from .settings import add_settings, given_settings
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     names = _subject_names(args, settings)
     if settings.get("output_dir") is None:
         raise ValueError("--output_dir is needed: the folder to write the learned concepts to.")
+    if "initializer_token" in settings:
+        settings["initializer_token"] = [_read_initializer(text) for text in settings["initializer_token"]]
     config, pipe = DTIConfig(**settings), open_pipeline(args)
     failed = []
     for name in names:
@@ -76,9 +80,25 @@ def _subject_names(args: argparse.Namespace, settings: dict[str, Any]) -> list[s
         return [args.data.resolve().name]
     if not args.data.is_file():
         raise OSError(f"{args.data} does not exist: give a folder of photos, or a JSON file of subjects.")
-    if "placeholder_token" in settings or "initializer_token" in settings:
-        raise ValueError("With a JSON file, placeholders are the subjects' names, and initializers come from the file.")
+    if "placeholder_token" in settings or settings.get("initializer_token", [AUTO]) != [AUTO]:
+        raise ValueError(
+            f'With a JSON file, placeholders are the subjects\' names, and initializers come from the file, or are "{AUTO}".'
+        )
     return subject_names(args.data, args.instances)
+
+
+def _read_initializer(text: str) -> Initializer:
+    """Return a concept for a path or a Hub id, and any other text as it is: a word, also beside a folder of that name.
+
+    Raises:
+        ValueError: if the text is a mapping.
+        OSError: if there is no concept.
+    """
+    if text.startswith("{"):
+        raise ValueError("--initializer_token takes words and concepts: a mapping from placeholders is for `DTITrainer`.")
+    if {"/", os.sep} & set(text) or text.endswith(formats.SUFFIX):
+        return DirectionalInversion.from_pretrained(text)
+    return text
 
 
 def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str, args: argparse.Namespace) -> None:
@@ -88,7 +108,8 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
     if subject is not None:
         photos, captions = subject.files, subject.captions
         overrides["placeholder_token"] = subject.placeholder_token
-        overrides["initializer_token"] = subject.class_noun if args.initialize_from == "class" else subject.initializer
+        if config.initializer_token is None:
+            overrides["initializer_token"] = subject.class_noun if args.initialize_from == "class" else subject.initializer
         overrides["output_dir"] = Path(args.output_dir) / name
         if subject.templates:
             overrides["templates"] = subject.templates
@@ -98,11 +119,16 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
         _print(f"{name}: already learned, in {folder}.")
         return
     try:
-        trainer.fit(photos, captions)
+        concept = trainer.fit(photos, captions)
         processes().wait_for_everyone()  # only the first process writes
         if processes().is_main_process and not is_complete(trainer):
             trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
             raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
+        count = concept.num_vectors
+        if count > 1 and config.num_vectors is None:  # which nobody asked for
+            initializer = concept.metadata["initializer"]
+            unit = "tokens" if initializer in trainer.config.initializers_for(concept.placeholder_token) else "vectors"
+            _print(f"{name}: {initializer!r} has {count} {unit}: the concept has {count} vectors.")
         _print(f"{name}: learned, in {folder}.")
     finally:
         if trainer.adapter is not None and getattr(trainer.adapter.model, "peft_config", None):

@@ -5,6 +5,7 @@ from typing import Any
 
 from . import formats, third_party
 from .concept import Concept
+from .registry import COMPONENTS
 from .source import describe_source, errors_named, read_stored
 
 
@@ -14,7 +15,12 @@ def programs() -> tuple[str, ...]:
 
 
 def convert(
-    source: str | Path, program: str, output: str | Path, placeholder_token: str | None = None, **read_kwargs: Any
+    source: str | Path,
+    program: str,
+    output: str | Path,
+    placeholder_token: str | None = None,
+    overwrite: bool = False,
+    **read_kwargs: Any,
 ) -> list[Path]:
     """Write a concept in the format of `program`, from files of any program.
 
@@ -25,13 +31,14 @@ def convert(
         output: a folder, or a name ending in `.safetensors` for a single file. In a folder the file is named after the
             placeholder, because ComfyUI and A1111 take a file's name as the word in prompts.
         placeholder_token: replaces the placeholder in the source.
+        overwrite: replace files of others, too. Those that this package wrote for the same placeholder always are.
         read_kwargs: further arguments of `from_pretrained`: `weight_name`, `allow_pickle`, `revision`, and so on.
 
     Returns:
         The files that were written.
 
     Raises:
-        OSError: if there are no files at the source.
+        OSError: if there are no files at the source, or another concept's file would be overwritten.
         ValueError: if the source is not a concept, or the program has no name for one of its encoders.
     """
     if program not in programs():
@@ -47,9 +54,24 @@ def convert(
             raise ValueError(f"diffusers takes one file for each encoder: give a folder for them instead of {output}.")
         if read_kwargs.get("weight_name") and output.resolve() == Path(source).resolve():
             raise ValueError(f"{source} would lose its other files: give another folder.")
+        _check_files(stored.placeholder, [output / formats.file_name(c) for c in COMPONENTS], overwrite)
         formats.write(output, stored.placeholder, stored.rows, concept.scales | stored.scales, stored.metadata)
         return [output / formats.file_name(component) for component in stored.rows]
     tensors = third_party.to_state_dict(stored.rows, stored.metadata, program)
     path = output if one_file else output / f"{third_party.file_stem(stored.placeholder)}{formats.SUFFIX}"
+    _check_files(stored.placeholder, [path], overwrite)
     formats.write_files({path: (tensors, {**stored.metadata, "placeholder_token": stored.placeholder})})
     return [path]
+
+
+def _check_files(placeholder: str, paths: list[Path], overwrite: bool) -> None:
+    """Check that files do not exist, or are of the same concept.
+
+    Raises:
+        OSError: if one is not.
+    """
+    for path in paths:
+        if path.exists() and not overwrite and formats.placeholder_of(path) != placeholder:
+            raise OSError(
+                f"{path} exists and is not {placeholder}'s: choose another output, or pass `overwrite` (`--overwrite`)."
+            )

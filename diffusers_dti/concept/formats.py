@@ -123,6 +123,16 @@ def write_files(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, An
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
+def placeholder_of(path: Path) -> str | None:
+    """Return the placeholder in a file that this package wrote, or None for another file: its name says nothing."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            header = _parse_header(path, (f.metadata() or {})["dti"])
+            return header.get("placeholder_token") or next(iter(f.keys()), None)
+    except (SafetensorError, KeyError, ValueError):
+        return None
+
+
 def read(path: Path, placeholder: str | None = None, allow_pickle: bool = False) -> StoredConcept:
     """Read a file of ours or of another program.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import COMPONENTS, TEXT_ENCODERS, infer_encoders
+from .registry import COMPONENTS, TEXT_ENCODERS, encoder_label, infer_encoders
 
 Parts = dict[str | None, Tensor]  # rows, (n, d), by key of TEXT_ENCODERS; None for any encoder that they fit
 Concepts = dict[str | None, Parts]  # by placeholder; None if the file names none
@@ -65,8 +65,10 @@ def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
 
 # All of them are read; `dti convert --to NAME` writes them.
 FORMATS: dict[str, Format] = {
-    "comfyui": Format("ComfyUI", "emb_params"),
-    "a1111": Format("A1111", "emb_params", parse=parse_a1111),  # kohya and InvokeAI as well
+    # Its tokenizers of Gemma 2 and UMT5 have keys for embeddings, but never open the folder of embeddings.
+    "comfyui": Format("ComfyUI", "emb_params", {"gemma2_2b": None, "umt5xxl": None}),
+    # Its embeddings are CLIP's. The layout is that of kohya and InvokeAI as well.
+    "a1111": Format("A1111", "emb_params", {"t5xxl": None, "gemma2_2b": None, "umt5xxl": None}, parse_a1111),
     "onetrainer": Format(
         "OneTrainer", "emp_params", {"t5xxl": "t5", "gemma2_2b": "gemma", "umt5xxl": None}, parse_onetrainer_bundle
     ),
@@ -216,14 +218,18 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
     format = FORMATS[program]
     encoders = infer_encoders({c: r.shape[1] for c, r in rows.items()}, metadata)
     if len(encoders) == 1 and set(encoders.values()) <= {"clip_l", "clip_h", None}:
-        return {format.lone_key: next(iter(rows.values()))}
+        (only,) = rows.values()
+        names_of_width = [format.encoder_keys.get(k, k) for k, kind in TEXT_ENCODERS.items() if kind.width == only.shape[1]]
+        if any(names_of_width) or not names_of_width:  # one of the encoders that it may be for
+            return {format.lone_key: only}
     names: dict[str, str] = {}
     missing = []
     for component, key in encoders.items():
-        kind = TEXT_ENCODERS.get(key or "")
-        name = None if kind is None or key is None else format.encoder_keys.get(key, key)
+        name = format.encoder_keys.get(key, key) if key in TEXT_ENCODERS else None
         if name is None:
-            missing.append(kind.label if kind else f"{component} ({rows[component].shape[1]} wide)")
+            width = rows[component].shape[1]
+            label = encoder_label(key, width) if key is None or key in TEXT_ENCODERS else None
+            missing.append(label or f"{component} ({width} wide)")
         else:
             names[component] = name
     if missing:

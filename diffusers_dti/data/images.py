@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from diffusers.utils import logging
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .image_files import check_elongation, not_a_photo, open_image
 from .text_files import read_text
 
 logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
-MAX_ELONGATION = 10  # long side : short side; training enlarges by the short side, and a strip would take gigabytes
+MASK_ENDING = "-masklabel.png"  # of the mask beside a photo, as in OneTrainer
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 ImageInput = str | Path | Image.Image
@@ -43,27 +43,43 @@ class Photo:
         image: RGB, upright.
         caption: text with "{}" for the placeholder; None to use templates.
         mask: L, of the image's size, white where the subject is; None for the whole photo.
+        original_size: width and height before `resized`, in pixels; None if the image has that size.
     """
 
     image: Image.Image
     caption: str | None = None
     mask: Image.Image | None = None
+    original_size: tuple[int, int] | None = None
+
+    def resized(self, resolution: int) -> "Photo":
+        """Return the photo with a short side of `resolution` pixels. Resizing it again changes nothing."""
+        image, mask = self.image, self.mask
+        size = image.width * resolution // min(image.size), image.height * resolution // min(image.size)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        mask = mask and mask.resize(size, Image.Resampling.BICUBIC)
+        return Photo(image, self.caption, mask, self.original_size or self.image.size)
 
 
 def load_photos(
     images: ImageSource,
     captions: Sequence[str | None] | None = None,
     masks: Sequence[ImageInput | None] | None = None,
+    resolution: int | None = None,
+    placeholder: str | None = None,
 ) -> list[Photo]:
     """Load photos with their captions and masks.
 
     Args:
         images: a folder, a file, an image, a list or iterator of files and images, or a `datasets.Dataset`. In a folder, the
             caption of a photo is a `.txt` file of the same name, in UTF-8 or UTF-16; in a data set, a column named "text",
-            "caption" or "prompt". The transparent part of an image is masked out.
-        captions: a caption for each photo with "{}" for the placeholder, or None for templates. They replace captions of the
-            folder or data set.
-        masks: an image for each photo, white where the subject is, or None. They replace transparency.
+            "caption" or "prompt". The mask of the file dog.jpg is dog-masklabel.png beside it, if there is one; otherwise the
+            transparent part of an image is masked out.
+        captions: a caption for each photo with "{}" for the placeholder, or None or "" for templates. They replace captions of
+            the folder or data set.
+        masks: an image for each photo, white where the subject is, or None. They replace masks beside it and transparency.
+        resolution: resize each photo to this short side in pixels as soon as it is read, so that only one at a time is in
+            memory in full size; None for the full sizes.
+        placeholder: a word that captions may have in place of "{}".
 
     Raises:
         TypeError: if something is not a photo, such as an array.
@@ -77,14 +93,15 @@ def load_photos(
     _check_length("masks", masks, len(found))
     photos = []
     for number, (source, caption) in enumerate(found):
-        image = _open(source)
-        _check_elongation(f"Photo {number + 1}" if isinstance(source, Image.Image) else str(source), image)
-        mask = _transparency_mask(image) if masks is None else _open_mask(masks[number], image.size)
-        if captions is not None:
-            caption = captions[number]
-        if not _is_caption(caption):
-            raise ValueError(f'The caption of photo {number + 1}, {caption!r:.80}, needs a "{{}}" where the placeholder goes.')
-        photos.append(Photo(_on_white(image), caption, mask))
+        image = open_image(source)
+        check_elongation(f"Photo {number + 1}" if isinstance(source, Image.Image) else str(source), image)
+        if masks is None and _mask_beside(source) is None:
+            mask = _transparency_mask(image)
+        else:
+            mask = _open_mask(_mask_beside(source) if masks is None else masks[number], image.size)
+        caption = _read_caption(number, caption if captions is None else captions[number], placeholder)
+        photo = Photo(_on_white(image), caption, mask)
+        photos.append(photo if resolution is None else photo.resized(resolution))
     return photos
 
 
@@ -98,7 +115,7 @@ def _find_images(images: ImageSource) -> list[tuple[ImageInput, str | None]]:
         return _images_in_dataset(images)
     given: Any = images
     if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise _not_a_photo(given)
+        raise not_a_photo(given)
     return [(image, None) for image in given]
 
 
@@ -109,14 +126,14 @@ def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
         ValueError: if there are no image files, or a caption has an unknown encoding.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.endswith(MASK_ENDING)]
     if not images:
         raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos.")
     captioned: list[tuple[Path, str | None]] = []
-    used = set(images)
+    used: set[Path | None] = set(images)
     for image in images:
         text = image.with_suffix(".txt")
-        used.add(text)
+        used |= {text, _mask_beside(image)}
         captioned.append((image, read_text(text).strip() if text.is_file() else None))
     others = [p.name for p in files if p not in used]
     if others:
@@ -137,53 +154,28 @@ def _check_length(name: str, values: Any, count: int) -> None:
         raise ValueError(f"{name} must be a list with an entry (or None) for each of the {count} photos.")
 
 
-def _is_caption(text: object) -> bool:
-    return text is None or (isinstance(text, str) and "{}" in text)
+def _read_caption(number: int, caption: object, placeholder: str | None) -> str | None:
+    """Return a caption with "{}" in place of the placeholder, or None if it is empty."""
+    if caption is None:
+        return None
+    if isinstance(caption, str):
+        text = caption.replace(placeholder, "{}") if placeholder else caption
+        if "{}" in text or not text.strip():
+            return text if text.strip() else None
+    marks = f'a "{{}}" or {placeholder}' if placeholder else 'a "{}"'
+    raise ValueError(f"The caption of photo {number + 1}, {caption!r:.80}, needs {marks} where the placeholder goes.")
 
 
-def _not_a_photo(given: object) -> TypeError:
-    return TypeError(
-        f"A photo is a path or a PIL image, not {type(given).__name__}: `PIL.Image.fromarray` makes an image of an array."
-    )
-
-
-def _open(source: Any) -> Image.Image:
-    """Return an image upright, in mode RGB or RGBA."""
-    if not isinstance(source, str | Path | Image.Image):
-        raise _not_a_photo(source)
-    try:
-        if not isinstance(source, Image.Image) and not Path(source).is_file():  # opening a pipe would wait for ever
-            raise OSError("there is no regular file of that name")
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged bytes lead to errors of many kinds
-        raise OSError(f"{source} is not an image that can be opened, replace or remove it: {error}") from error
-    if image.mode.startswith(("I", "F")):
-        image = _in_8_bits(image)
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Convert a picture of 16 or 32 bits by its range. Pillow would cut it off at 255."""
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-    # The other modes do not say what white is.
-    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
-    white = next((white for white in whites if values.max() <= white), values.max())
-    return Image.fromarray((values.clip(0, white) * (255 / white) + 0.5).astype(np.uint8))
-
-
-def _check_elongation(name: str, image: Image.Image) -> None:
-    if max(image.size) > MAX_ELONGATION * min(image.size):
-        width, height = image.size
-        raise ValueError(
-            f"{name} is {width} x {height} pixels: cut it, so that its long side is at most {MAX_ELONGATION} times its short "
-            "side."
-        )
+def _mask_beside(source: ImageInput) -> Path | None:
+    """Return the file of the mask beside a photo; None if there is none, or the photo is not a file."""
+    if isinstance(source, Image.Image):
+        return None
+    mask = Path(source).with_name(Path(source).stem + MASK_ENDING)
+    return mask if mask.is_file() else None
 
 
 def _open_mask(source: ImageInput | None, size: tuple[int, int]) -> Image.Image | None:
-    return None if source is None else _open(source).convert("L").resize(size)
+    return None if source is None else open_image(source).convert("L").resize(size)
 
 
 def _transparency_mask(image: Image.Image) -> Image.Image | None:

@@ -142,6 +142,8 @@ def _read_subject(source: Path, name: str, entry: Mapping[str, Any], mask_folder
     templates = _read_templates(where, entry.get("template"))
     if templates is not None and entry.get("images") and len(templates) == len(files):
         templates, captions = None, templates  # in the authors' files, a template for each named image is its caption
+    if captions is not None:  # which may have the word itself
+        captions = tuple(text and text.replace(f"<{name}>", "{}") for text in captions)
     _check_captions(where, captions or ())
     prompts = None if entry.get("prompts") is None else _read_prompts(where, "prompts", entry["prompts"])
     return Subject(name, path, class_noun, initializer, files, templates, captions, prompts, mask_folder)
@@ -190,7 +192,7 @@ def _find_all_files(where: str, path: Path) -> tuple[tuple[Path, ...], tuple[str
         found = images_in_folder(path)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    captions = tuple(caption for _, caption in found)
+    captions = tuple(caption or None for _, caption in found)  # an empty one is for templates
     return tuple(file for file, _ in found), captions if any(captions) else None
 
 

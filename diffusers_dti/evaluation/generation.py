@@ -61,6 +61,7 @@ def concepts_loaded(
     sources: Sequence[str | Path | DirectionalInversion],
     token_scale: str | float | None = None,
     token: str | None = None,
+    loras: Sequence[str | Path] = (),
 ) -> Iterator[str]:
     """Load concepts temporarily, with any adapters saved next to them.
 
@@ -68,15 +69,17 @@ def concepts_loaded(
         pipe: the pipeline.
         sources: folders, Hub ids, or concepts.
         token_scale, token: see `load_directional_inversion`.
+        loras: further adapters: files, or folders and Hub ids that have a `pytorch_lora_weights.safetensors`.
 
     Yields:
         A digest that identifies the concepts and adapters.
 
     Raises:
-        OSError: if there is no concept at a source.
+        OSError: if there is no concept at a source, or no adapter at one of `loras`.
     """
     placeholders: list[str] = []
     adapters: list[str] = []
+    files = [_adapter_of(source) for source in loras]
     digest = hashlib.sha256()
     try:
         for source in sources:
@@ -86,10 +89,12 @@ def concepts_loaded(
                 digest.update(f"{concept.placeholder_token} {component}".encode() + rows.numpy().tobytes())
             file = None if isinstance(source, DirectionalInversion) else find_adapter(source)
             if file is not None:
-                name = f"adapter{len(adapters)}"
-                adapters.append(name)
-                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-                digest.update(file.read_bytes())
+                files.append(file)
+        for file in files:
+            name = f"adapter{len(adapters)}"
+            adapters.append(name)
+            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+            digest.update(file.read_bytes())
         if len(adapters) > 1:
             pipe.set_adapters(adapters)  # loading an adapter deactivates those before it
         yield digest.hexdigest()
@@ -98,6 +103,14 @@ def concepts_loaded(
             pipe.unload_directional_inversion(placeholders)
         if adapters:
             pipe.unload_lora_weights()
+
+
+def _adapter_of(source: str | Path) -> Path:
+    """Return the file of an adapter, from itself, a folder or the Hub."""
+    file = Path(source) if Path(source).is_file() else find_adapter(source)
+    if file is None:
+        raise OSError(f"{source} has no {LORA_WEIGHT_NAME_SAFE}: give the file of the LoRA.")
+    return file
 
 
 def find_adapter(source: str | Path) -> Path | None:

@@ -26,6 +26,7 @@ from .distributed import processes
 from .optimization_settings import OptimizationSettings
 from .settings import check_settings, document_settings, setting
 from .token_settings import AUTO, Initializer, TokenSettings
+from .trackers import check_tracker
 
 SCALE_RULES = (*get_args(ScaleRule), "initializer")
 
@@ -41,6 +42,7 @@ class DTIConfig(OptimizationSettings, TokenSettings):
     Raises:
         TypeError: if a value is of another type than its setting.
         ValueError: if a value is not allowed, or two settings contradict each other.
+        ImportError: if the package of `report_to` is not installed.
 
     Example:
 
@@ -130,6 +132,7 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         for name in ("templates", "context_prompts"):
             if not all("{}" in template for template in getattr(self, name) or ()):
                 raise ValueError(f'{name} need a "{{}}" where the placeholder goes.')
+        check_tracker(self.report_to, self.output_dir)
         self._check_initializers()
         self._check_method()
 
@@ -151,6 +154,11 @@ class DTIConfig(OptimizationSettings, TokenSettings):
             raise ValueError(
                 f'method "{self.method}" trains raw rows by AdamW, including their norms: leave out `optimizer` and '
                 "`train_magnitude`."
+            )
+        if self.raw and (self.kappa or self.token_scale != "mean"):
+            raise ValueError(
+                f'method "{self.method}" trains raw rows, which have no prior and no fixed norm: leave out `kappa` and '
+                "`token_scale`. `reg_lambda` pulls rows to their start."
             )
         if self.reg_lambda and not self.raw:
             raise ValueError("reg_lambda pulls raw rows to their start; for directions, use `kappa`.")

@@ -55,7 +55,8 @@ def make_crops(
         ValueError: if a mask leaves nothing of a photo.
     """
     crops: list[Crop] = []
-    for number, photo in enumerate(photos):
+    for number, given in enumerate(photos):
+        photo = given.resized(resolution)
         generator = seeded_generator(seed, number)
         usable = _crop_photo(number, photo, resolution, crops_per_image, generator, mirrored=False)
         if random_flip:
@@ -69,11 +70,11 @@ def make_crops(
 def _crop_photo(
     number: int, photo: Photo, resolution: int, crops_per_image: int, generator: torch.Generator, mirrored: bool
 ) -> list[Crop]:
-    """Return the crops of one photo that show some of the subject."""
-    image = photo.image
-    width, height = (side * resolution // min(image.size) for side in image.size)
-    pixels = _to_tensor(image, (width, height), mirrored) * 2 - 1
-    mask = None if photo.mask is None else _to_tensor(photo.mask, (width, height), mirrored)
+    """Return the crops of one resized photo that show some of the subject."""
+    width, height = photo.image.size
+    original_width, original_height = photo.original_size or photo.image.size
+    pixels = _to_tensor(photo.image, mirrored) * 2 - 1
+    mask = None if photo.mask is None else _to_tensor(photo.mask, mirrored)
     crops = []
     for _ in range(1 if width == height else crops_per_image):
         top = int(torch.randint(height - resolution + 1, (), generator=generator))
@@ -81,11 +82,10 @@ def _crop_photo(
         cut = (slice(None), slice(top, top + resolution), slice(left, left + resolution))
         if mask is None or mask[cut].any():  # a crop next to the subject teaches nothing about it
             mask_cut = None if mask is None else mask[cut]
-            crops.append(Crop(number, pixels[cut], mask_cut, (image.height, image.width), (top, left)))
+            crops.append(Crop(number, pixels[cut], mask_cut, (original_height, original_width), (top, left)))
     return crops
 
 
-def _to_tensor(image: Image.Image, size: tuple[int, int], mirrored: bool) -> Tensor:
-    resized = image.resize(size, Image.Resampling.BICUBIC)
-    resized = ImageOps.mirror(resized) if mirrored else resized
-    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(resized))[0]
+def _to_tensor(image: Image.Image, mirrored: bool) -> Tensor:
+    image = ImageOps.mirror(image) if mirrored else image
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image))[0]

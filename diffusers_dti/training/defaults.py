@@ -61,5 +61,6 @@ def default_settings(given: Mapping[str, Any], family: Family | type[Family]) ->
     ours = given["method"] == "dti" and given["preset"] is None and given["adapter"] is None
     ours = ours and given["optimizer"] in (None, "rsgd") and given["lr_scheduler"] != "constant"
     walk = walk_settings(given["max_train_steps"] or STEPS) if ours else {}
+    prior = {"kappa": 0.0} if method.raw else {}
     preset = PRESETS[given["preset"]] if given["preset"] else {}
-    return {**general, **family.defaults, **walk, **method.settings, **preset}
+    return {**general, **family.defaults, **prior, **walk, **method.settings, **preset}

@@ -9,6 +9,8 @@ from .config import ResolvedConfig
 
 logger = logging.get_logger(__name__)
 
+MAX_ENLARGEMENT = 2  # without a warning; what is blurred in all photos is learned as well
+
 Images = ImageSource
 Captions = Sequence[str | None]
 Masks = Sequence[ImageInput | None]
@@ -31,11 +33,29 @@ def photos_by_placeholder(
         OSError: if a file is not an image.
     """
     if not isinstance(images, Mapping):
-        return {_single_placeholder(config): load_photos(images, captions, masks)}
+        placeholder = _single_placeholder(config)
+        return {placeholder: _load(config, placeholder, images, captions, masks)}
     if captions is not None or masks is not None:
         raise ValueError("With several concepts, captions are `.txt` files or a column, and masks are the photos' own.")
     _check_placeholders(config, images)
-    return {placeholder: load_photos(own) for placeholder, own in images.items()}
+    return {placeholder: _load(config, placeholder, own, None, None) for placeholder, own in images.items()}
+
+
+def _load(
+    config: ResolvedConfig, placeholder: str, images: Images, captions: Captions | None, masks: Masks | None
+) -> list[Photo]:
+    """Load the photos of a concept, and warn if they are much smaller than the crops."""
+    photos = load_photos(images, captions, masks, config.resolution, placeholder)
+    sizes = [photo.original_size or photo.image.size for photo in photos]
+    small = sorted((size for size in sizes if MAX_ENLARGEMENT * min(size) < config.resolution), key=min)
+    if small:
+        width, height = small[0]
+        better = max(MAX_ENLARGEMENT * min(small[0]) // 64, 1) * 64  # a multiple that every family takes
+        logger.warning(
+            f"{len(small)} of {len(photos)} photos are enlarged more than twice for the resolution of {config.resolution}, the "
+            f"smallest one from {width} x {height} pixels: larger photos or resolution={better} would be better."
+        )
+    return photos
 
 
 def _single_placeholder(config: ResolvedConfig) -> str:

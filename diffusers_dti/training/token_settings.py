@@ -19,7 +19,9 @@ AUTO = "auto"
 class TokenSettings:
     """The token of a concept: its placeholder, its start, its method and its norm."""
 
-    placeholder_token: str | None = setting(None, 'the new word for the concept in prompts, such as "<dog>"')
+    placeholder_token: str | None = setting(
+        None, 'the new word for the concept in prompts, such as "<dog>"; by default "<concept>"'
+    )
     initializer_token: Initializers | Mapping[str, Initializers] | None = setting(
         None,
         'where training starts: a word or two for what the photos show, by default "object" or "style"; "auto" for the '

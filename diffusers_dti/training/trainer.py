@@ -120,10 +120,10 @@ class DTITrainer:
         Args:
             images: 3 to 6 photos: a folder, a list of files or images, or a `datasets.Dataset`. A mapping from placeholder to
                 photos trains several concepts at once, each on its own photos; `initializer_token` may be a mapping as well.
-            captions: a text for each photo with "{}" for the placeholder, or None to use templates. By default the `.txt`
-                files next to the photos, or the data set's column.
-            masks: an image for each photo, white where the subject is: the loss counts only there. By default a photo's own
-                transparency.
+            captions: a text for each photo with the placeholder or "{}", or None to use templates. By default the `.txt` files
+                next to the photos, or the data set's column.
+            masks: an image for each photo, white where the subject is: the loss counts only there. By default the files beside
+                the photos (`0-masklabel.png`), or their own transparency.
             callback_on_step_end: a function to call after every step, with the trainer and the number of steps done.
 
         Returns:

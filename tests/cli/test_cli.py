@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import no_hanging
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
@@ -79,6 +80,23 @@ def test_the_package_runs_as_a_module():
     assert out.startswith("usage: dti ") and all(name in out for name in COMMANDS)
 
 
+def test_letters_that_the_output_cannot_encode_are_escaped(tmp_path):
+    """As in `dti inspect out/dog > report.txt` on Windows."""
+    concept = DirectionalInversion.from_embeddings("<dög犬>", {"text_encoder": torch.ones(1, 768)})
+    concept.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "diffusers_dti.cli", "inspect", str(tmp_path)]
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "<dög\\u72ac>" in done.stdout.decode("cp1252")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        dti("--version")
+    assert re.fullmatch(r"dti \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
     """The tests of the README and of the file formats run the documentation's commands."""
@@ -117,8 +135,11 @@ def test_every_default_is_in_the_help():
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     helps = {action.dest: action.help for action in parser._actions}
-    for field in fields(DTIConfig):
-        assert field.default is None or "by default" in helps[field.name]
+    assert all("by default" in helps[field.name] for field in fields(DTIConfig))
+    assert helps["resolution"].endswith(
+        "; by default 768 for SDXL, 512 for Stable Diffusion 1.5 and 2.x and Wan, 1024 for SANA"
+    )
+    assert helps["num_starts"].endswith("; by default 1") and helps["optimizer"].endswith("; by default rsgd")
     assert helps["seed"].endswith("; by default 42") and helps["scale_lr"].endswith("; by default on")
 
 
@@ -199,6 +220,52 @@ def test_several_words_may_be_given(model, subjects, tmp_path, capsys):
     assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
     style = ["--initializer_token", "auto", "--learnable_property", "style", "--output_dir", tmp_path / "style"]
     assert dti(*command, *style) == 1 and "looks for a noun, and a style has none" in capsys.readouterr().err
+
+
+def test_a_concept_may_be_the_initializer(model, subjects, tmp_path, capsys, monkeypatch):
+    """A text with a slash is the path of a concept. Tokenized as words it would train as well, from anything."""
+    common = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, "--placeholder_token", "<rex>"]
+    assert dti(*common, "--initializer_token", "red dog", "--output_dir", tmp_path / "star") == 0
+    assert "rex: 'red dog' has 2 tokens: the concept has 2 vectors." in capsys.readouterr().out
+    for number, path in enumerate((tmp_path / "star", tmp_path / "star" / "learned_embeds.safetensors")):
+        command = [*common, "--initializer_token", path, "--learning_rate", 1e-9, "--output_dir", tmp_path / str(number)]
+        assert dti(*command) == 0
+        assert "rex: '<rex>' has 2 vectors: the concept has 2 vectors." in capsys.readouterr().out
+        assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
+        start, learned = (DirectionalInversion.from_pretrained(tmp_path / f) for f in ("star", str(number)))
+        for component, directions in start.directions.items():
+            torch.testing.assert_close(learned.directions[component], directions, rtol=0, atol=1e-5)
+    (tmp_path / "dog").mkdir()
+    start.save_pretrained(tmp_path / "dog")
+    monkeypatch.chdir(tmp_path)  # a word stays a word
+    assert dti(*common, "--initializer_token", "dog", "--output_dir", "word") == 0
+    assert DirectionalInversion.from_pretrained("word").metadata["initializer"] == "dog"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("photos/rex", "photos/rex has no learned_embeds.safetensors"),
+        ('{"<rex>": "dog"}', "--initializer_token takes words and concepts: a mapping from placeholders is for `DTITrainer`."),
+    ],
+)
+def test_an_initializer_that_is_no_word_and_no_concept_is_refused(subjects, tmp_path, capsys, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    own = ["--placeholder_token", "<rex>", "--initializer_token", given, "--output_dir", "out"]
+    assert dti("train", "photos/rex", "--model", "is not opened", *own) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_words_may_be_found_for_every_subject_of_a_file(model, subjects, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(propose, "candidate_words", lambda encoders: ["red", "toy"])
+    command = ["train", subjects, "--model", model, *SMALL, "--instances", "rex", "tom", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--initializer_token", "dog") == 1
+    assert 'initializers come from the file, or are "auto"' in capsys.readouterr().err
+    for said in ("learned", "already learned"):
+        assert dti(*command, "--initializer_token", "auto") == 0
+        assert f"rex: {said}" in capsys.readouterr().out
+    for name in ("rex", "tom"):
+        assert DirectionalInversion.from_pretrained(tmp_path / "out" / name).metadata["initializer"] in ("red", "toy")
 
 
 def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
@@ -408,6 +475,38 @@ def test_generate_with_braces(model, runs, tmp_path, capsys):
     assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
     assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
     assert "any of <rex>, <tom>" in capsys.readouterr().err
+
+
+def test_generate_with_two_concepts_of_one_word(model, runs, tmp_path, capsys):
+    command = ["generate", "--model", model, *CALL, "--prompts", "a <a> and a <rex>", "--output_dir", tmp_path / "out"]
+    assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dco" / "rex") == 1
+    assert "<rex> is already loaded" in capsys.readouterr().err
+    loaded = []
+    for concepts in (
+        [runs / "dti" / "rex", f"{runs / 'dco' / 'rex'}=<a>"],
+        [runs / "dti" / "rex", f"{runs / 'dti' / 'tom'}=<a>"],
+    ):
+        assert dti(*command, "--concepts", *concepts) == 0
+        loaded.append((tmp_path / "out" / "0" / "00_a_a_and_a_rex.png").read_bytes())
+    assert loaded[0] != loaded[1] and "does not contain" not in capsys.readouterr().err
+    assert dti(*command, "--concepts", f"{runs / 'dti' / 'rex'}=") == 1 and "rex= does not exist" in capsys.readouterr().err
+
+
+def test_generate_with_a_lora(model, runs, tmp_path, capsys):
+    """The adapter of another concept, from its folder or its file, changes the image; without it the image is made anew."""
+    command = ["generate", "--model", model, *CALL, "--concepts", runs / "dti" / "rex", "--prompts", "a <rex>"]
+    command += ["--output_dir", tmp_path / "out"]
+    image, adapter = tmp_path / "out" / "0" / "00_a_rex.png", runs / "dco" / "tom" / "pytorch_lora_weights.safetensors"
+    strong = {name: weight * 100 for name, weight in load_file(adapter).items()}
+    save_file(strong, adapter)
+    assert dti(*command) == 0
+    plain = Image.open(image).tobytes()
+    for lora in (adapter, adapter.parent):
+        assert dti(*command, "--lora", lora) == 0
+        assert Image.open(image).tobytes() != plain
+        assert dti(*command) == 0 and Image.open(image).tobytes() == plain
+    assert dti(*command, "--lora", tmp_path) == 1
+    assert f"{tmp_path} has no pytorch_lora_weights.safetensors: give the file of the LoRA." in capsys.readouterr().err
 
 
 def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):

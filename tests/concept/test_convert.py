@@ -21,23 +21,27 @@ from diffusers_dti.pipeline.tokenizer import token_names
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
 SMALL = {ONE: rows(16), TWO: rows(24)}
-CONCEPTS = {  # metadata, rows, the keys for ComfyUI and those for OneTrainer by component
-    "SD1": ({}, {ONE: L}, ["emb_params"], ["emp_params"]),
-    "SD2": ({}, {ONE: H}, ["emb_params"], ["emp_params"]),
-    "SDXL": ({}, {ONE: L, TWO: G}, ["clip_l", "clip_g"], ["clip_l", "clip_g"]),
-    "bigG alone": ({}, {TWO: G}, ["clip_g"], ["clip_g"]),
-    "SD3": ({}, {ONE: L, TWO: G, THREE: T5}, ["clip_l", "clip_g", "t5xxl"], ["clip_l", "clip_g", "t5"]),
-    "Flux": ({}, {ONE: L, TWO: T5}, ["clip_l", "t5xxl"], ["clip_l", "t5"]),
-    "SANA": ({}, {ONE: GEMMA}, ["gemma2_2b"], ["gemma"]),
-    "Wan": ({"family": "Wan"}, {ONE: T5}, ["umt5xxl"], None),
-    "Wan, by its file": ({"encoders": {ONE: "umt5xxl"}}, {ONE: T5}, ["umt5xxl"], None),
-    "PixArt, by its file": ({"encoders": {ONE: "t5xxl"}}, {ONE: T5}, ["t5xxl"], ["t5"]),
-    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], ["emp_params"]),
-    "small SD": ({}, {ONE: rows(16)}, ["emb_params"], ["emp_params"]),
-    "small SDXL": ({}, SMALL, ["clip_l", "clip_g"], ["clip_l", "clip_g"]),
-    "small SANA": ({"family": "SANA"}, {ONE: rows(16)}, ["gemma2_2b"], ["gemma"]),
-    "small Wan": ({"family": "Wan"}, {ONE: rows(16)}, ["umt5xxl"], None),
+NO_GEMMA, NO_UMT5 = "Gemma 2 2B (SANA)", "UMT5-XXL (Wan)"
+NO_T5 = "T5-XXL (Flux, SD3, PixArt)"
+BOTH = ["clip_l", "clip_g"]
+CONCEPTS = {  # metadata, rows, and the keys for ComfyUI, A1111 and OneTrainer by component, or what the program cannot use
+    "SD1": ({}, {ONE: L}, ["emb_params"], ["emb_params"], ["emp_params"]),
+    "SD2": ({}, {ONE: H}, ["emb_params"], ["emb_params"], ["emp_params"]),
+    "SDXL": ({}, {ONE: L, TWO: G}, BOTH, BOTH, BOTH),
+    "bigG alone": ({}, {TWO: G}, ["clip_g"], ["clip_g"], ["clip_g"]),
+    "SD3": ({}, {ONE: L, TWO: G, THREE: T5}, [*BOTH, "t5xxl"], NO_T5, [*BOTH, "t5"]),
+    "Flux": ({}, {ONE: L, TWO: T5}, ["clip_l", "t5xxl"], NO_T5, ["clip_l", "t5"]),
+    "SANA": ({}, {ONE: GEMMA}, NO_GEMMA, NO_GEMMA, ["gemma"]),
+    "Wan": ({"family": "Wan"}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
+    "Wan, by its file": ({"encoders": {ONE: "umt5xxl"}}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
+    "PixArt, by its file": ({"encoders": {ONE: "t5xxl"}}, {ONE: T5}, ["t5xxl"], NO_T5, ["t5"]),
+    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], f"{NO_T5} or {NO_UMT5}", ["emp_params"]),
+    "small SD": ({}, {ONE: rows(16)}, ["emb_params"], ["emb_params"], ["emp_params"]),
+    "small SDXL": ({}, SMALL, BOTH, BOTH, BOTH),
+    "small SANA": ({"family": "SANA"}, {ONE: rows(16)}, NO_GEMMA, NO_GEMMA, ["gemma"]),
+    "small Wan": ({"family": "Wan"}, {ONE: rows(16)}, NO_UMT5, NO_UMT5, NO_UMT5),
 }
+TITLES = {"comfyui": "ComfyUI", "a1111": "A1111", "onetrainer": "OneTrainer"}
 
 
 def saved(folder, metadata, truth, word="<dog>"):
@@ -47,12 +51,14 @@ def saved(folder, metadata, truth, word="<dog>"):
 
 @pytest.mark.parametrize("kind", CONCEPTS)
 def test_the_keys_of_each_program(kind, tmp_path):
-    metadata, truth, comfyui, onetrainer = CONCEPTS[kind]
+    """ComfyUI's tokenizers of UMT5 and Gemma drop the folder of embeddings, and A1111 has them in CLIP alone."""
+    metadata, truth, *by_program = CONCEPTS[kind]
     truth = saved(tmp_path / "ours", metadata, truth)
-    for program, keys in (("comfyui", comfyui), ("a1111", comfyui), ("onetrainer", onetrainer)):
-        if keys is None:
-            with pytest.raises(ValueError, match=r"OneTrainer has no embeddings for UMT5-XXL \(Wan\)"):
+    for (program, title), keys in zip(TITLES.items(), by_program):
+        if isinstance(keys, str):
+            with pytest.raises(ValueError, match=rf"^{re.escape(f'{title} has no embeddings for {keys}')}\.$"):
                 convert(tmp_path / "ours", program, tmp_path / program)
+            assert not (tmp_path / program).exists()
             continue
         (path,) = convert(tmp_path / "ours", program, tmp_path / program)
         assert path == tmp_path / program / "dog.safetensors"
@@ -64,10 +70,11 @@ def test_the_keys_of_each_program(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", CONCEPTS)
 def test_round_trips_keep_every_bit(kind, tmp_path):
-    metadata, truth, _, onetrainer = CONCEPTS[kind]
+    metadata, truth, *by_program = CONCEPTS[kind]
     metadata = metadata | {"pooling": "legacy", "base_model": "user/model"}
     truth, source = saved(tmp_path / "ours", metadata, truth), tmp_path / "ours"
-    for program in programs() if onetrainer else programs()[:3]:  # one after the other, and back
+    able = [program for program, keys in zip(TITLES, by_program) if not isinstance(keys, str)]
+    for program in ["diffusers", *able]:  # one after the other, and back
         there = convert(source, program, tmp_path / program)
         convert(there[0].parent if program == "diffusers" else there[0], "diffusers", tmp_path / f"from {program}")
         again = read_stored(tmp_path / f"from {program}")
@@ -179,3 +186,33 @@ def test_an_encoder_that_no_program_knows_is_named_by_its_place(tmp_path, progra
     DirectionalInversion.from_embeddings("<dog>", SMALL, metadata).save_pretrained(tmp_path / "dog")
     with pytest.raises(ValueError, match=r"has no embeddings for text_encoder_2 \(24 wide\)\."):
         convert(tmp_path / "dog", program, tmp_path / "out")
+
+
+@pytest.mark.parametrize("program", ["comfyui", "a1111", "onetrainer", "diffusers"])
+def test_another_concepts_file_is_not_overwritten(program, tmp_path, capsys):
+    """ComfyUI's folder of embeddings holds files of everybody, under the words for them."""
+    source, output = tmp_path / "ours", tmp_path / "embeddings"
+    saved(source, {}, {ONE: L})
+    output.mkdir()
+    name = "learned_embeds.safetensors" if program == "diffusers" else "dog.safetensors"
+    command = ["convert", str(source), "--to", program, "--output", str(output)]
+    for number, write in enumerate((
+        lambda path: save_file({"emb_params": L + 1}, path),  # a stranger's, and ours of another word
+        lambda path: saved_as(path, program, "dog"),
+        lambda path: path.write_bytes(b"not a concept at all"),
+    )):  # fmt: skip
+        write(output / name)
+        before = (output / name).read_bytes()
+        assert main(command) == 1
+        said = f"{output / name} exists and is not <dog>'s: choose another output, or pass `overwrite` (`--overwrite`)."
+        assert said in capsys.readouterr().err and (output / name).read_bytes() == before, number
+    assert main([*command, "--overwrite"]) == 0
+    saved(source, {}, {ONE: L + 2})  # trained again
+    assert main(command) == 0
+    (found,) = load_file(output / name).values()
+    assert torch.equal(found, read_stored(source).rows[ONE])
+
+
+def saved_as(path, program, word):
+    saved(path.parent.parent / "other", {}, {ONE: L}, word)
+    convert(path.parent.parent / "other", program, path.parent, overwrite=True)

@@ -1,5 +1,6 @@
 import os
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import no_hanging
 from PIL import Image
 
+from diffusers_dti.data import images as images_module
 from diffusers_dti.data.images import load_photos, logger
 
 
@@ -114,6 +116,7 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
         ({"captions": ["a {}"]}, "captions must be a list with an entry .* each of the 2 photos"),
         ({"captions": "a {}"}, "captions must be a list"),
         ({"captions": ["a {}", "a dog"]}, "caption of photo 2, 'a dog', needs"),
+        ({"captions": ["a {}", "a <cat>"], "placeholder": "<dog>"}, "caption of photo 2, 'a <cat>', needs .* or <dog>"),
         ({"masks": [None]}, "masks must be a list"),
     ],
 )
@@ -222,3 +225,48 @@ def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(OSError, match=r"a\.png is not an image that can be opened.*64 pixels"):
         load_photos(tmp_path)
+
+
+def test_one_photo_at_a_time_is_in_memory_in_full_size(tmp_path, monkeypatch):
+    """40 photos of 12 megapixels took 2.6 GB."""
+    large, most = [], []
+    original = images_module.open_image
+
+    def opened(source):
+        image = original(source)
+        large.append(weakref.ref(image))
+        most.append(sum(ref() is not None for ref in large))
+        return image
+
+    monkeypatch.setattr(images_module, "open_image", opened)
+    for i in range(4):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"{i}.png")
+    assert [photo.image.size for photo in load_photos(tmp_path, resolution=8)] == [(16, 8)] * 4
+    assert max(most) <= 2  # the one before goes when the next one has been opened
+
+
+def test_captions_may_hold_the_placeholder_or_nothing(tmp_path):
+    for name, caption in (("a", "a photo of <dog>, a {}"), ("b", " \n"), ("c", "a {}")):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    assert [p.caption for p in load_photos(tmp_path, placeholder="<dog>")] == ["a photo of {}, a {}", None, "a {}"]
+    given = [Image.new("RGB", (4, 4))] * 2
+    assert [p.caption for p in load_photos(given, ["my <dog>", ""], placeholder="<dog>")] == ["my {}", None]
+
+
+def test_masks_beside_photos_are_found(tmp_path, caplog):
+    """As OneTrainer names them. A mask beside a photo replaces its transparency, and given masks replace both."""
+    for name, alpha in (("a.jpg", None), ("b.png", 90), ("c.png", 90)):
+        image = Image.new("RGB", (4, 4)) if alpha is None else Image.new("RGBA", (4, 4), (0, 0, 0, alpha))
+        image.save(tmp_path / name)
+    for name in ("a", "b"):
+        Image.new("L", (8, 8), 200).save(tmp_path / f"{name}-masklabel.png")
+    logger.addHandler(caplog.handler)
+    try:
+        photos = load_photos(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.text and [p.mask.size for p in photos] == [(4, 4)] * 3
+    assert [p.mask.getextrema()[0] for p in photos] == [200, 200, 90]
+    assert [p.mask for p in load_photos([tmp_path / "b.png"], masks=[None])] == [None]
+    assert load_photos([str(tmp_path / "a.jpg")])[0].mask.getextrema() == (200, 200)

@@ -73,6 +73,20 @@ def test_an_image_instead_of_a_folder_and_a_prompt_instead_of_a_list(write):
     assert len(subject.photos) == 1
 
 
+def test_captions_with_the_word_itself_and_empty_ones(write, tmp_path):
+    for name, text in (("0", "a <dog> asleep"), ("1", ""), ("2", "a {}")):
+        (tmp_path / "photos" / "dog" / f"{name}.txt").write_text(text)
+    (subject,) = read_subjects(write(dog()))
+    assert subject.captions == ("a {} asleep", None, "a {}") == tuple(p.caption for p in subject.photos)
+
+
+def test_masks_beside_the_photos_are_no_photos(write, tmp_path):
+    Image.new("L", (8, 8), 7).save(tmp_path / "photos" / "dog" / "1-masklabel.png")
+    (subject,) = read_subjects(write(dog()))
+    assert [f.name for f in subject.files] == ["0.png", "1.png", "2.png"]
+    assert [p.mask and p.mask.getextrema() for p in subject.photos] == [None, (7, 7), None]
+
+
 def test_captions_next_to_the_photos(write, tmp_path):
     path = write(dog())
     (tmp_path / "photos" / "dog" / "1.txt").write_text("a {} asleep\n")

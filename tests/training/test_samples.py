@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_dti.data.images import Photo
-from diffusers_dti.training import crops as crops_module
+from diffusers_dti.data.images import Photo, load_photos
 from diffusers_dti.training import samples as samples_module
 from diffusers_dti.training.crops import Crop, make_crops
 from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES, TrainingSamples
@@ -139,15 +138,23 @@ def test_crops_depend_on_the_seed_and_the_photos_number():
 
 
 @pytest.mark.parametrize("size", [(412, 721), (721, 412), (64, 96), (3000, 4000), (512, 512)])
-def test_photos_are_resized_as_torchvision_does(size, monkeypatch):
+def test_photos_are_resized_as_torchvision_does(size):
     """To int(resolution · long / short); 512 / 412 rounded first would lose a pixel of 896."""
-    sizes = []
-    original = crops_module._to_tensor
-    monkeypatch.setattr(
-        crops_module, "_to_tensor", lambda image, size, mirrored: sizes.append(size) or original(image, size, mirrored)
-    )
-    make_crops([Photo(Image.new("RGB", size))], 512, 1, 0)
-    assert sizes == [tuple(512 if side == min(size) else int(512 * max(size) / min(size)) for side in size)]
+    expected = tuple(512 if side == min(size) else int(512 * max(size) / min(size)) for side in size)
+    assert Photo(Image.new("RGB", size)).resized(512).image.size == expected
+
+
+def test_photos_that_are_resized_when_they_are_read_have_the_same_crops():
+    """`load_photos` resizes them to save memory; `original_size` and the corners are still those of the files."""
+    images = [Image.effect_noise(size, 90).convert("RGB") for size in ((61, 30), (16, 16), (9, 12))]
+    images[0].putalpha(Image.effect_noise((61, 30), 90))
+    crops = make_crops(load_photos(images), 16, 3, seed=5, random_flip=True)
+    small = load_photos(images, resolution=16)
+    assert [photo.original_size for photo in small] == [(61, 30), (16, 16), (9, 12)]
+    assert all(min(photo.image.size) == 16 for photo in small)
+    for crop, same in zip(crops, make_crops(small, 16, 3, seed=5, random_flip=True), strict=True):
+        assert torch.equal(crop.pixels, same.pixels) and (crop.mask is None or torch.equal(crop.mask, same.mask))
+        assert (crop.original_size, crop.corner) == (same.original_size, same.corner)
 
 
 def test_mirrored_crops():
