@@ -95,10 +95,8 @@ def load_photos(
     for number, (source, caption) in enumerate(found):
         image = open_image(source)
         check_elongation(f"Photo {number + 1}" if isinstance(source, Image.Image) else str(source), image)
-        if masks is None and _mask_beside(source) is None:
-            mask = _transparency_mask(image)
-        else:
-            mask = _open_mask(_mask_beside(source) if masks is None else masks[number], image.size)
+        drawn = _mask_beside(source) if masks is None else masks[number]
+        mask = _transparency_mask(image) if masks is None and drawn is None else _open_mask(drawn, image.size)
         caption = _read_caption(number, caption if captions is None else captions[number], placeholder)
         photo = Photo(_on_white(image), caption, mask)
         photos.append(photo if resolution is None else photo.resized(resolution))
