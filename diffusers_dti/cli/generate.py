@@ -82,7 +82,7 @@ def _read_concepts(texts: list[str]) -> tuple[list[str | DirectionalInversion], 
     """Read the concepts that get another placeholder, and find the adapters next to them; other texts stay as they are.
 
     Raises:
-        OSError: if there is no concept at a source.
+        OSError: if a source has no concept.
         ValueError: if a placeholder is not a word.
     """
     from ..evaluation.generation import find_adapter
@@ -106,7 +106,7 @@ def _read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
 
     Raises:
         ValueError: if no prompt is left.
-        OSError: if there is no such file.
+        OSError: if the file does not exist.
     """
     lines = given or []
     if file is not None:

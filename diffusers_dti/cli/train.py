@@ -92,7 +92,7 @@ def _read_initializer(text: str) -> Initializer:
 
     Raises:
         ValueError: if the text is a mapping.
-        OSError: if there is no concept.
+        OSError: if the path has no concept.
     """
     if text.startswith("{"):
         raise ValueError("--initializer_token takes words and concepts: a mapping from placeholders is for `DTITrainer`.")

@@ -165,7 +165,7 @@ def _read_caption(number: int, caption: object, placeholder: str | None) -> str 
 
 
 def _mask_beside(source: ImageInput) -> Path | None:
-    """Return the file of the mask beside a photo; None if there is none, or the photo is not a file."""
+    """Return the mask file next to a photo, or None if it has no mask or is not a file itself."""
     if isinstance(source, Image.Image):
         return None
     mask = Path(source).with_name(Path(source).stem + MASK_ENDING)

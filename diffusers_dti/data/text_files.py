@@ -14,7 +14,7 @@ def read_text(path: Path) -> str:
         The text, without a byte order mark.
 
     Raises:
-        ValueError: if it has another encoding. Those of one byte for each letter cannot be told apart.
+        ValueError: if it has another encoding. Single-byte encodings cannot be distinguished.
         OSError: if the file cannot be read, or is a pipe, which might never end.
     """
     if not path.is_file():

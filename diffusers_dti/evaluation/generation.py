@@ -75,7 +75,7 @@ def concepts_loaded(
         A digest that identifies the concepts and adapters.
 
     Raises:
-        OSError: if there is no concept at a source, or no adapter at one of `loras`.
+        OSError: if a source has no concept, or one of `loras` no adapter.
     """
     placeholders: list[str] = []
     adapters: list[str] = []
@@ -192,7 +192,7 @@ def _generate_batch(pipe: Pipeline, batch: Sequence[PlannedImage], call: Mapping
 
 
 def read_provenance(path: Path) -> str | None:
-    """Return the JSON text that says what an image was generated from; None if there is no whole image or no such text."""
+    """Return the JSON text that says what an image was generated from, or None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:

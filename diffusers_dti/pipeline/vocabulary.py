@@ -89,7 +89,9 @@ def add(concepts: Iterable[tuple[TextEncoder, Sequence[tuple[DirectionalInversio
         for addition in additions:
             addition.make(undo)
         undo.pop_all()
-    any(warn_if_mixed(addition.encoder) for addition in additions)  # once, although encoders are alike
+    for addition in additions:
+        if warn_if_mixed(addition.encoder):
+            break  # once is enough: the other encoders have the same concepts
 
 
 def _state_before(encoder: TextEncoder) -> VocabularyState:

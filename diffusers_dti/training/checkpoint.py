@@ -122,7 +122,7 @@ def find_checkpoint(output_dir: Path, which: str | Path) -> Path | None:
         which: "latest", or a folder, also by its name in `output_dir`.
 
     Returns:
-        Its folder; None if "latest" is asked for and there is none yet. A checkpoint that cannot be read is skipped.
+        Its folder, or None for "latest" if the run has no checkpoint yet. A checkpoint that cannot be read is skipped.
 
     Raises:
         OSError: if there is no such checkpoint.

@@ -11,7 +11,7 @@ def check_tracker(name: str | None, output_dir: str | Path | None) -> None:
         output_dir: the folder of the run, which some trackers need.
 
     Raises:
-        ValueError: if there is no such tracker, or it needs a folder.
+        ValueError: if the tracker is unknown, or needs a folder.
         ImportError: if its package is not installed.
     """
     if name in (None, "all"):
