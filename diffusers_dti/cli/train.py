@@ -133,8 +133,8 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
     finally:
         if trainer.adapter is not None and getattr(trainer.adapter.model, "peft_config", None):
             pipe.unload_lora_weights()
-        if pipe.directional_inversions:
-            pipe.unload_directional_inversion()
+        if loaded := [word for word in trainer.inversions if word in pipe.directional_inversions]:
+            pipe.unload_directional_inversion(loaded)
 
 
 def is_complete(trainer: DTITrainer) -> bool:

@@ -10,6 +10,7 @@ from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
 from . import vocabulary
+from .listing import directional_inversions
 from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
@@ -169,24 +170,12 @@ def _fitted(
     return inversion if token_scale is None else rescale(matching, inversion, token_scale)
 
 
-def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
-    """Return the concepts that are loaded in a pipeline, by placeholder, in order of loading."""
-    loaded: dict[str, DirectionalInversion] = {}
-    for encoder in present_text_encoders(pipe).values():
-        for placeholder, concept in encoder.concepts.items():
-            here, other = concept.inversion, loaded.setdefault(placeholder, concept.inversion)
-            if other is not here:  # its files were loaded one by one
-                directions, scales = other.directions | here.directions, other.scales | here.scales
-                loaded[placeholder] = replace(other, directions=directions, scales=scales)
-    return loaded
-
-
 def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None = None) -> None:
     """Unload concepts from a pipeline, as if only the others had ever been loaded.
 
     Args:
         pipe: the pipeline.
-        token: a placeholder or several; all that are loaded by default.
+        token: a placeholder or several; all of `directional_inversions` by default.
 
     Raises:
         ValueError: if a placeholder is not loaded; nothing is unloaded then.
@@ -201,7 +190,8 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         >>> diffusers_dti.unload_directional_inversion(pipe, "<dog>")
         ```
     """
-    models = [encoder.model for encoder in present_text_encoders(pipe).values()]
+    encoders = present_text_encoders(pipe).values()
+    models = [encoder.model for encoder in encoders]
     with changing(models):
         loaded = directional_inversions(pipe)
         placeholders = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
@@ -209,6 +199,9 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
         check_not_in_training(models)
+        # Those that the pipeline was saved with are loaded first: that finds their rows and what was there before them.
+        saved = [loaded[p] for p in placeholders if not any(p in encoder.concepts for encoder in encoders)]
+        inject(pipe, [(inversion, pooling_of(inversion)) for inversion in saved])
         withdraw(pipe, placeholders)
 
 

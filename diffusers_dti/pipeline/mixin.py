@@ -10,6 +10,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..concept.inversion import DirectionalInversion
 from . import loading
+from .listing import directional_inversions
 from .locks import hold_directional_inversions
 from .protocols import Source
 from .text_encoders import Pooling, ScaleRule
@@ -110,7 +111,7 @@ class DirectionalTextualInversionMixin(_Base):
         """Unload concepts, as if only the others had ever been loaded.
 
         Args:
-            token: a placeholder or several; all that are loaded by default.
+            token: a placeholder or several; all of `directional_inversions` by default.
 
         Raises:
             ValueError: if a placeholder is not loaded; nothing is unloaded then.
@@ -175,7 +176,9 @@ class DirectionalTextualInversionMixin(_Base):
 
     @property
     def directional_inversions(self) -> dict[str, DirectionalInversion]:
-        """The loaded concepts by placeholder, in order of loading.
+        """The concepts by placeholder, in order of loading, also those that the pipeline was saved with.
+
+        Of those, concepts of several vectors work in prompts once they are loaded again, from here or from their files.
 
         Example:
 
@@ -185,7 +188,7 @@ class DirectionalTextualInversionMixin(_Base):
             ['<dog>']
             ```
         """
-        return loading.directional_inversions(self)
+        return directional_inversions(self)
 
 
 class _StockMethod:

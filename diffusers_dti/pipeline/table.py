@@ -9,6 +9,21 @@ from torch import Tensor, nn
 from .text_encoders import TextEncoder
 from .transaction import change, change_entry
 
+# The number of rows by which a compiled encoder's table grows: torch compiles a graph for each length, and after eight of them
+# runs without any. Its own cure, `torch._dynamo.config.force_parameter_static_shapes = False`, is for the whole process.
+_STEP = 64
+
+
+def length_for(encoder: TextEncoder, table_rows: int, count: int) -> int:
+    """Return the length of a table with at least `count` rows: for a compiled encoder, the next of few lengths.
+
+    Args:
+        encoder: the text encoder.
+        table_rows: the length of its table before the first concept.
+        count: the number of rows that are needed.
+    """
+    return table_rows + -(-(count - table_rows) // _STEP) * _STEP if encoder.is_compiled and count > table_rows else count
+
 
 def room_for(weight: Tensor, count: int) -> Tensor | None:
     """Return a longer copy of a table, or None if it has enough rows.
@@ -22,7 +37,9 @@ def room_for(weight: Tensor, count: int) -> Tensor | None:
     return torch.cat([weight, weight.new_zeros(missing, weight.shape[1])]) if missing > 0 else None
 
 
-def moved_rows(weight: Tensor, first: int, total: int, moved: Mapping[int, int], restored: Mapping[int, Tensor]) -> Tensor:
+def moved_rows(
+    weight: Tensor, first: int, total: int, moved: Mapping[int, int], restored: Mapping[int, Tensor], table_rows: int
+) -> Tensor:
     """Return the part of a table that changes when rows move up.
 
     Args:
@@ -31,12 +48,14 @@ def moved_rows(weight: Tensor, first: int, total: int, moved: Mapping[int, int],
         total: the number of rows that the table will have.
         moved: new ids by old ones.
         restored: rows, (d,), that are put back, by id.
+        table_rows: the length of the table before the first concept: rows after these that nothing moves to become 0.
 
     Returns:
         The rows from `first` on, (total - first, d).
     """
     rows = weight.detach()
     part = rows[first:total].clone()
+    part[max(table_rows - first, 0) :] = 0
     pairs = [(old, new - first) for old, new in moved.items() if old < len(rows) and new < total]
     if pairs:
         old, new = torch.tensor(pairs, device=rows.device).T

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ModularPipeline
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -94,6 +95,11 @@ class TextEncoder:
     def config(self) -> Any:
         """The configuration that has `vocab_size`, for models that have several configurations."""
         return self.model.config.get_text_config()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it runs under `torch.compile`."""
+        return is_compiled_module(self.model) or getattr(self.model, "_compiled_call_impl", None) is not None
 
     @property
     def recorded(self) -> VocabularyState | None:

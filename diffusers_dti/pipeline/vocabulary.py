@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 
 from ..concept.inversion import DirectionalInversion
+from .listing import record
 from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling, warn_if_mixed
-from .table import moved_rows, room_for, set_table
+from .table import length_for, moved_rows, room_for, set_table
 from .text_encoders import STATE_ATTRIBUTE, LoadedConcept, Pooling, TextEncoder, VocabularyState
 from .tokenizer import NewTokens, add_tokens, removal, start_expanding, stop_expanding, token_names
 from .transaction import change, drop, write_rows
@@ -45,7 +46,8 @@ class _Addition:
             self.concepts.append(LoadedConcept(inversion, tokens, ids or [], pooling, reused=ids is not None))
         self.new = [concept for concept in self.concepts if not concept.reused]
         count = sum(len(concept.tokens) for concept in self.new)
-        self.table = room_for(encoder.weight, max(vocabulary.values()) + 1 + count) if count else None
+        needed = length_for(encoder, self.state.table_rows, max(vocabulary.values()) + 1 + count)
+        self.table = room_for(encoder.weight, needed) if count else None
 
     def make(self, undo: ExitStack) -> None:
         """Change the tokenizer, the table and the record."""
@@ -122,7 +124,7 @@ def set_rows(encoders: Iterable[TextEncoder], inversions: Sequence[DirectionalIn
                 old = concepts[inversion.placeholder_token]
                 write_rows(undo, encoder.weight, torch.tensor(old.ids), inversion.embeddings[encoder.component])
                 concepts[inversion.placeholder_token] = replace(old, inversion=inversion)
-            change(undo, encoder.model, STATE_ATTRIBUTE, replace(state, concepts=concepts))
+            _set_state(undo, encoder, replace(state, concepts=concepts))
         undo.pop_all()
 
 
@@ -150,9 +152,10 @@ class _Removal:
                 moved[id] = new
             if needs_row and id < len(rows):
                 self.total = max(self.total, new + 1)
+        self.total = min(length_for(encoder, state.table_rows, self.total), len(rows))
         used = set(moved.values())
         restored = {id: row for id, row in state.overwritten_rows.items() if id >= self.first and id not in used}
-        self.part = moved_rows(rows, self.first, self.total, moved, restored)
+        self.part = moved_rows(rows, self.first, self.total, moved, restored, state.table_rows)
         self.table = None if self.total == len(rows) else torch.cat([rows.detach()[: min(self.first, self.total)], self.part])
         self.remove_tokens = removal(encoder.tokenizer, names, moved)
         concepts = {}
@@ -203,6 +206,7 @@ def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
 # ---------------------------------------------------------------------------------------------------------- the record
 def _set_state(undo: ExitStack, encoder: TextEncoder, state: VocabularyState) -> None:
     """Record what was done to an encoder, and pool where the concept that was loaded last wants it."""
+    record(undo, encoder, state.concepts)
     if state.concepts:
         set_pooling(undo, encoder, state, list(state.concepts.values())[-1].pooling)
         change(undo, encoder.config, _TABLE_ROWS, state.table_rows)

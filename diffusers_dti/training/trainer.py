@@ -12,6 +12,7 @@ from ..concept.inversion import DirectionalInversion
 from ..data.images import Photo
 from ..families import find_family
 from ..pipeline import loading, vocabulary
+from ..pipeline.listing import directional_inversions
 from ..pipeline.locks import training
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
@@ -224,7 +225,7 @@ class DTITrainer:
         encoders = find_text_encoders(self.pipe)
         starts = {word: possible_starts(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
-        before = loading.directional_inversions(self.pipe).keys()
+        before = directional_inversions(self.pipe).keys()
         try:
             loading.inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
             denoisers = self.family.present_denoisers().values()
@@ -243,8 +244,7 @@ class DTITrainer:
                 loop.run()
                 vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
         except BaseException:
-            now = loading.directional_inversions(self.pipe).keys()
-            loading.withdraw(self.pipe, [word for word in now if word not in before])
+            loading.withdraw(self.pipe, [word for word in directional_inversions(self.pipe) if word not in before])
             if adapter is not None:
                 adapter.remove()
             raise

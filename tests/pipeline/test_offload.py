@@ -138,3 +138,32 @@ def test_a_table_of_whole_numbers_is_refused(sdxl, concept):
     with pytest.raises(ValueError, match="text_encoder_2 has a table of embeddings in torch.int8: .* floating-point"):
         sdxl.load_directional_inversion(concept(sdxl))
     assert not differing(states(sdxl), before)
+
+
+def test_a_compiled_encoder_is_compiled_once_more_for_many_words(sdxl, concept):
+    """Its table grows in steps: torch compiles a graph for each length of it, and after eight runs without them."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    sdxl.text_encoder = torch.compile(sdxl.text_encoder, backend=count)
+    words = [f"<{number}>" for number in range(10)]
+    plain = encoded(sdxl, "a dog on the beach")
+    before = state(sdxl.tokenizer, sdxl.text_encoder)
+    once = len(compiled)
+    for word in words:
+        sdxl.load_directional_inversion(concept(sdxl), token=word)
+        encoded(sdxl, f"a {word} on the beach")
+    assert len(compiled) == 2 * once
+    expected = encoded(sdxl, "a <9> on the beach")
+    for word in words[:-1]:
+        sdxl.unload_directional_inversion(word)
+        assert torch.equal(encoded(sdxl, "a <9> on the beach"), expected)
+    table = sdxl.text_encoder.get_input_embeddings().weight
+    assert not table[len(sdxl.tokenizer) :].any()
+    sdxl.unload_directional_inversion()
+    assert torch.equal(encoded(sdxl, "a dog on the beach"), plain) and len(compiled) == 2 * once
+    assert not differing(state(sdxl.tokenizer, sdxl.text_encoder), before)

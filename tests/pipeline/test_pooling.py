@@ -27,7 +27,7 @@ def test_a_reopened_pipeline_can_pool_the_legacy_way(sdxl, concept, tmp_path):
     assert eos_ids(again) == {real}
     again.load_directional_inversion(concept(sdxl, "<rex>", seed=2), pooling="legacy")
     assert eos_ids(again) == {2}
-    again.unload_directional_inversion()
+    again.unload_directional_inversion("<rex>")
     assert eos_ids(again) == {real}  # as it was opened, with two concepts that are not loaded again yet
     again.load_directional_inversion(made, pooling="legacy")
     assert eos_ids(again) == {2}

@@ -196,7 +196,7 @@ def test_reused_concepts_are_unloaded_one_by_one(sd, concept, tmp_path):
     for x in made:
         again.load_directional_inversion(x)
         assert len(again.text_encoder.get_input_embeddings().weight) == rows  # nothing was added
-        again.unload_directional_inversion()
+        again.unload_directional_inversion(x.placeholder_token)
         rows -= x.num_vectors
         assert (
             rows
