@@ -40,10 +40,8 @@ def record(undo: ExitStack, encoder: TextEncoder, concepts: Mapping[str, LoadedC
         concepts: the concepts that are now loaded.
     """
     saved, before = _saved(encoder), {} if encoder.recorded is None else encoder.recorded.concepts
-    entries = {}
-    for placeholder, entry in saved.items():
-        if placeholder not in before and placeholder not in concepts and _ids(encoder, placeholder, entry):
-            entries[placeholder] = entry
+    others = {placeholder: entry for placeholder, entry in saved.items() if placeholder not in before.keys() | concepts.keys()}
+    entries = {placeholder: others[placeholder] for placeholder in _ids(encoder, others)}
     for placeholder, concept in concepts.items():
         same = placeholder in saved and placeholder in before and before[placeholder].inversion is concept.inversion
         entries[placeholder] = saved[placeholder] if same else _entry(concept)
@@ -59,20 +57,22 @@ def waiting(encoder: TextEncoder) -> dict[str, DirectionalInversion]:
     Entries that do not fit the encoder are left out: stock loading and unloading know nothing of the record, and a stranger's
     may say anything. So are all of them where the table is out of reach, under sequential offload.
     """
-    found: list[tuple[list[int], DirectionalInversion]] = []
-    loaded = encoder.concepts
-    for placeholder, entry in _saved(encoder).items():
-        ids = _ids(encoder, placeholder, entry)
-        if placeholder in loaded or not ids or encoder.weight.is_meta:
-            continue
+    saved, loaded = _saved(encoder), encoder.concepts
+    others = {placeholder: entry for placeholder, entry in saved.items() if placeholder not in loaded}
+    if not others or encoder.weight.is_meta:
+        return {}
+    found: dict[str, DirectionalInversion] = {}
+    in_order = sorted(_ids(encoder, others).items(), key=lambda item: item[1])  # configs are saved in alphabetical order
+    for placeholder, ids in in_order:
+        metadata = others[placeholder].get("metadata")
         try:
-            check_header(entry["metadata"])
-            rows = {encoder.component: encoder.weight[ids]}
-            found.append((ids, DirectionalInversion.from_embeddings(placeholder, rows, entry["metadata"])))
-        except (ValueError, TypeError, AttributeError, KeyError):
+            check_header(metadata)
+            found[placeholder] = DirectionalInversion.from_embeddings(
+                placeholder, {encoder.component: encoder.weight[ids]}, metadata
+            )
+        except (ValueError, TypeError, AttributeError):
             continue
-    in_order = sorted(found, key=lambda pair: pair[0])  # configs are saved in alphabetical order
-    return {concept.placeholder_token: concept for _, concept in in_order}
+    return found
 
 
 def _saved(encoder: TextEncoder) -> dict[str, Any]:
@@ -90,10 +90,15 @@ def _entry(concept: LoadedConcept) -> dict[str, Any]:
     return {"num_vectors": len(concept.tokens), "metadata": metadata}
 
 
-def _ids(encoder: TextEncoder, placeholder: str, entry: Any) -> list[int] | None:
-    """Return the ids of an entry's vectors, or None if the encoder lacks one."""
-    added, count = encoder.tokenizer.added_tokens_encoder, entry.get("num_vectors") if isinstance(entry, dict) else None
-    if not isinstance(count, int) or not 1 <= count <= len(added):
-        return None
-    ids = [added.get(name, len(encoder.weight)) for name in token_names(placeholder, count)]
-    return ids if max(ids) < len(encoder.weight) else None
+def _ids(encoder: TextEncoder, entries: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the ids of the vectors of those entries that an encoder has all vectors of."""
+    if not entries:
+        return {}
+    added, rows, found = encoder.tokenizer.added_tokens_encoder, len(encoder.weight), {}
+    for placeholder, entry in entries.items():
+        count = entry.get("num_vectors") if isinstance(entry, dict) else None
+        if isinstance(count, int) and 1 <= count <= len(added):
+            ids = [added.get(name, rows) for name in token_names(placeholder, count)]
+            if max(ids) < rows:
+                found[placeholder] = ids
+    return found

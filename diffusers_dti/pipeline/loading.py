@@ -200,8 +200,10 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
             raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
         check_not_in_training(models)
         # Those that the pipeline was saved with are loaded first: that finds their rows and what was there before them.
-        saved = [loaded[p] for p in placeholders if not any(p in encoder.concepts for encoder in encoders)]
-        inject(pipe, [(inversion, pooling_of(inversion)) for inversion in saved])
+        in_use = set().union(*(encoder.concepts for encoder in encoders))
+        saved = [loaded[p] for p in placeholders if p not in in_use]
+        if saved:
+            inject(pipe, [(inversion, pooling_of(inversion)) for inversion in saved])
         withdraw(pipe, placeholders)
 
 
@@ -210,7 +212,8 @@ def withdraw(pipe: Pipeline, placeholders: Sequence[str]) -> None:
     encoders = present_text_encoders(pipe).values()
     models = [encoder.model for encoder in encoders]
     with changing(models), all_offload_disabled(models):
-        vocabulary.remove((encoder, [p for p in placeholders if p in encoder.concepts]) for encoder in encoders)
+        own = [(encoder, encoder.concepts.keys()) for encoder in encoders]
+        vocabulary.remove((encoder, [p for p in placeholders if p in loaded]) for encoder, loaded in own)
 
 
 def save_directional_inversion(pipe: Pipeline, save_directory: str | Path, token: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """Check that a placeholder survives what a pipeline does to prompts before it calls the tokenizer."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
@@ -51,7 +52,12 @@ def _cleans_captions(pipe: Any) -> bool:
     """Return whether `clean_caption` is on by default in the pipeline's call."""
     if not callable(pipe):  # VersatileDiffusionPipeline
         return False
-    parameter = signature(pipe.__call__).parameters.get("clean_caption")
+    return _cleans_by_default(type(pipe).__call__)
+
+
+@functools.lru_cache
+def _cleans_by_default(call: Callable[..., Any]) -> bool:
+    parameter = signature(call).parameters.get("clean_caption")
     return parameter is not None and parameter.default is True
 
 

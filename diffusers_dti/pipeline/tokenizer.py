@@ -9,7 +9,7 @@ Tokenizers are `Any` where private attributes are read or the class is replaced.
 
 import copyreg
 import functools
-import json
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -76,6 +76,13 @@ def add_tokens(undo: ExitStack, tokenizer: Tokenizer, new: Sequence[NewTokens]) 
     tokenizer.add_tokens(tokens)
 
 
+def known_tokens(tokenizer: Any, names: Iterable[str]) -> set[str]:
+    """Return those of some tokens that a tokenizer has. Listing all of Gemma's takes .15 s."""
+    if hasattr(tokenizer, "_tokenizer"):
+        return {name for name in names if tokenizer._tokenizer.token_to_id(name) is not None}
+    return set(names) & tokenizer.get_vocab().keys()
+
+
 def removal(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
     """Prepare to remove tokens from a tokenizer and to change the ids of others.
 
@@ -87,21 +94,35 @@ def removal(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callab
     Returns:
         A function that does it, and can be undone.
     """
-    if not names & tokenizer.get_vocab().keys():
+    if not known_tokens(tokenizer, names):
         return lambda undo: None  # this is not the tokenizer that they were added to
     if hasattr(tokenizer, "_tokenizer"):
-        return _removal_from_fast(tokenizer, names, moved)
+        return _removal_from_fast(tokenizer, names)
     return _removal_from_slow(tokenizer, names, moved)
 
 
-def _removal_from_fast(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
+def _removal_from_fast(tokenizer: Any, names: Set[str]) -> Callable[[ExitStack], None]:
+    """Build a tokenizer around the same model, which has the vocabulary, and give it the other added tokens in their order.
+
+    Not from JSON, as `tokenizers` copies: that takes 1.6 s for the 256,000 words of Gemma, and this a millisecond. Ids follow
+    from the order there too.
+    """
     import tokenizers
 
-    state = json.loads(tokenizer._tokenizer.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in names]
-    for token in state["added_tokens"]:
-        token["id"] = moved.get(token["id"], token["id"])
-    without = tokenizers.Tokenizer.from_str(json.dumps(state))
+    old = tokenizer._tokenizer
+    without = tokenizers.Tokenizer(old.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(old, part) is not None:
+            setattr(without, part, getattr(old, part))
+    without.encode_special_tokens = old.encode_special_tokens
+    if old.truncation is not None:
+        without.enable_truncation(**old.truncation)
+    if old.padding is not None:
+        without.enable_padding(**old.padding)
+    added = sorted(old.get_added_tokens_decoder().items())
+    kept = [token for _, token in added if token.content not in names]
+    for special, group in itertools.groupby(kept, key=lambda token: token.special):
+        (without.add_special_tokens if special else without.add_tokens)(list(group))
 
     def remove(undo: ExitStack) -> None:
         change(undo, tokenizer, "_tokenizer", without)

@@ -6,6 +6,7 @@ Everything that may fail for want of memory comes first: the tables are made bes
 and records change, and whatever fails after that is undone (transaction.py).
 """
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from .listing import record
 from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling, warn_if_mixed
 from .table import length_for, moved_rows, room_for, set_table
 from .text_encoders import STATE_ATTRIBUTE, LoadedConcept, Pooling, TextEncoder, VocabularyState
-from .tokenizer import NewTokens, add_tokens, removal, start_expanding, stop_expanding, token_names
+from .tokenizer import NewTokens, add_tokens, known_tokens, removal, start_expanding, stop_expanding, token_names
 from .transaction import change, drop, write_rows
 from .vocabulary_check import find_existing
 
@@ -37,16 +38,17 @@ class _Addition:
 
     def __init__(self, encoder: TextEncoder, concepts: Sequence[tuple[DirectionalInversion, Pooling]]):
         self.encoder, self.state = encoder, encoder.state or _state_before(encoder)
-        vocabulary = encoder.tokenizer.get_vocab()
         self.concepts: list[LoadedConcept] = []
-        for inversion, pooling in concepts:
-            rows, placeholder = inversion.embeddings[encoder.component], inversion.placeholder_token
-            tokens = token_names(placeholder, len(rows))
-            ids = None if vocabulary.keys().isdisjoint(tokens) else find_existing(encoder, placeholder, rows)
-            self.concepts.append(LoadedConcept(inversion, tokens, ids or [], pooling, reused=ids is not None))
+        tokens = [token_names(c.placeholder_token, len(c.directions[encoder.component])) for c, _ in concepts]
+        known = known_tokens(encoder.tokenizer, itertools.chain.from_iterable(tokens))
+        for (inversion, pooling), own in zip(concepts, tokens):
+            rows = inversion.embeddings[encoder.component]
+            ids = None if known.isdisjoint(own) else find_existing(encoder, inversion.placeholder_token, rows)
+            self.concepts.append(LoadedConcept(inversion, own, ids or [], pooling, reused=ids is not None))
         self.new = [concept for concept in self.concepts if not concept.reused]
         count = sum(len(concept.tokens) for concept in self.new)
-        needed = length_for(encoder, self.state.table_rows, max(vocabulary.values()) + 1 + count)
+        next_id = max([encoder.tokenizer.vocab_size, *(id + 1 for id in encoder.tokenizer.added_tokens_decoder)])
+        needed = length_for(encoder, self.state.table_rows, next_id + count)
         self.table = room_for(encoder.weight, needed) if count else None
 
     def make(self, undo: ExitStack) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..concept.inversion import DirectionalInversion
 from .text_encoders import TextEncoder
-from .tokenizer import token_names
+from .tokenizer import known_tokens, token_names
 
 SHORTEST_PROMPT = "a photo of a"  # of training's templates, without the placeholder
 LONGEST_WINDOW = 512  # Wan's, the longest of all families; tokenizers such as Gemma's say 10**30
@@ -33,16 +33,18 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             f"{encoder.component} has a table of embeddings in {encoder.weight.dtype}: load it with a floating-point table, as "
             "bitsandbytes and torchao leave it by default."
         )
-    vocabulary = encoder.tokenizer.get_vocab().keys()
-    elsewhere = [placeholder for placeholder, concept in encoder.concepts.items() if not set(concept.tokens) <= vocabulary]
+    concepts = encoder.concepts
+    own = known_tokens(encoder.tokenizer, [token for concept in concepts.values() for token in concept.tokens])
+    elsewhere = [placeholder for placeholder, concept in concepts.items() if not own.issuperset(concept.tokens)]
     if inversions and elsewhere:
         raise ValueError(
             f"{encoder.component} has {', '.join(elsewhere)}, loaded through another tokenizer, and this pipeline's own would "
             "give a new concept the same ids, and so its row. Use that tokenizer here as well, as `from_pipe` does, or first "
             "unload what was loaded through it."
         )
-    loaded = set(encoder.concepts)
+    loaded = set(concepts)
     bases = {_base(placeholder) for placeholder in loaded}
+    present = known_tokens(encoder.tokenizer, [name for inversion in inversions for name in _names(encoder, inversion)])
     for inversion in inversions:
         placeholder, rows = inversion.placeholder_token, inversion.embeddings[encoder.component]
         check_width(encoder, inversion)
@@ -58,7 +60,7 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             raise ValueError(
                 f"{placeholder} and {other} cannot be loaded together: diffusers takes them for vectors of one token."
             )
-        taken = {placeholder, *token_names(placeholder, len(rows))} & vocabulary
+        taken = not present.isdisjoint(_names(encoder, inversion))
         if taken and not (reuse_existing and find_existing(encoder, placeholder, rows)):
             raise ValueError(
                 f"{placeholder} is in the vocabulary of {encoder.component} already, with another meaning: choose another "
@@ -67,6 +69,12 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             )
         loaded.add(placeholder)
         bases.add(_base(placeholder))
+
+
+def _names(encoder: TextEncoder, inversion: DirectionalInversion) -> list[str]:
+    """Return the names of a concept and of its tokens in an encoder."""
+    placeholder = inversion.placeholder_token
+    return [placeholder, *token_names(placeholder, len(inversion.directions[encoder.component]))]
 
 
 def check_count(encoder: TextEncoder, name: str, count: int) -> None:

@@ -1,9 +1,12 @@
 """Placeholders of several vectors, expanded by the tokenizer."""
 
 import copy
+import json
 import pickle
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AddedToken
 
 from diffusers_dti.pipeline.tokenizer import token_names
 
@@ -66,3 +69,33 @@ def test_copies_pickles_and_saved_tokenizers_work(sd, concept, tmp_path):
     assert reopened("a " + "".join(token_names("<dog>", 2)) + " on").input_ids == expected
     sd.unload_directional_inversion()
     assert type(sd.tokenizer) is plain
+
+
+@pytest.mark.parametrize("name", ["sd", "sana", "wan"])
+def test_removing_is_like_building_the_tokenizer_from_its_file_without_the_tokens(name, request, concept):
+    """A fast tokenizer's JSON is the whole of it, also with settings of truncation, padding and special tokens."""
+    pipe = request.getfixturevalue(name)
+    tokenizer = pipe.tokenizer
+    if not hasattr(tokenizer, "_tokenizer"):
+        pytest.skip("a slow tokenizer of transformers 4")
+    tokenizer.add_tokens(["<own>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<special>"]})
+    tokenizer.add_tokens([AddedToken("<after>", lstrip=True, normalized=False)])
+    pipe.text_encoder.resize_token_embeddings(len(tokenizer))
+    pipe.load_directional_inversion([concept(pipe), concept(pipe, "<rex>", vectors=3, seed=1), concept(pipe, "<cat>", seed=2)])
+    inner = tokenizer._tokenizer
+    inner.enable_truncation(7, stride=1)
+    inner.enable_padding(direction="left", length=9, pad_id=1)
+    inner.encode_special_tokens = True
+    state = json.loads(inner.to_str())
+    gone = set(token_names("<rex>", 3))
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in gone]
+    for token in state["added_tokens"]:
+        token["id"] -= 3 * (token["content"] == "<cat>")
+    pipe.unload_directional_inversion("<rex>")
+    assert json.loads(tokenizer._tokenizer.to_str()) == state
+    assert tokenizer._tokenizer.encode_special_tokens
+    again = Tokenizer.from_str(json.dumps(state))
+    again.encode_special_tokens = True
+    text = "a <own> <special> <after> <dog> a <cat>, a <rex>"
+    assert tokenizer._tokenizer.encode(text).ids == again.encode(text).ids
