@@ -181,16 +181,19 @@ def _expand(text: Any, expansions: dict[str, str]) -> Any:
     """Replace placeholders in a text, or in the texts of nested lists; anything else is returned as it is."""
     if isinstance(text, list | tuple):
         return type(text)(_expand(t, expansions) for t in text)
-    if not isinstance(text, str):
-        return text
+    return _pattern(tuple(expansions)).sub(lambda m: expansions.get(m[0], m[0]), text) if isinstance(text, str) else text
 
+
+@functools.lru_cache(maxsize=16)  # one for each tokenizer of a few pipelines: it is used for every text
+def _pattern(placeholders: Iterable[str]) -> re.Pattern[str]:
+    """Return the pattern that finds placeholders in a text."""
     patterns = ["⟦[^⟧]*⟧"]  # tokens that are already expanded come first, and so stay as they are
-    for placeholder in sorted(expansions, key=len, reverse=True):  # the longest match wins
+    for placeholder in sorted(placeholders, key=len, reverse=True):  # the longest match wins
         # A placeholder of letters must not match inside a longer word.
         start = r"\b" if placeholder[0].isalnum() else ""
         end = r"\b" if placeholder[-1].isalnum() else ""
         patterns.append(start + re.escape(placeholder) + end)
-    return re.sub("|".join(patterns), lambda m: expansions.get(m[0], m[0]), text)
+    return re.compile("|".join(patterns))
 
 
 class _ExpandingTokenizer(_Base):
