@@ -41,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt_file",
         type=Path,
         help="DreamBooth's prompts_and_classes.txt, or a text file of prompts with {} for the subject; by default the built-in "
-        "prompts, 41 for objects and 41 for living subjects",
+        "prompts, 41 each for objects, living subjects and styles",
+    )
+    parser.add_argument(
+        "--learnable_property",
+        choices=["object", "style"],
+        default="object",
+        help="what the subjects are for which the file does not say it, as in `dti train`; this chooses the built-in prompts; "
+        "by default object",
     )
     parser.add_argument(
         "--metrics",
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation import protocol, summary
     from .open_pipeline import open_pipeline, pipeline_identity
 
-    subjects = read_subjects(args.data, args.instances, args.mask_folder)
+    subjects = read_subjects(args.data, args.instances, args.mask_folder, args.learnable_property)
     runs = _find_runs(args.runs)
     metrics = _open_metrics(args)
     plan = _plan(args, runs, subjects)

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for name in names:
         try:
-            subject = read_subjects(args.data, [name])[0] if args.data.is_file() else None
+            subject = None
+            if args.data.is_file():
+                (subject,) = read_subjects(args.data, [name], learnable_property=config.learnable_property)
             _learn(pipe, config, subject, name, args)
         except Exception as error:
             # The other processes did not fail: they would start on this subject while this one starts on the next.
@@ -107,7 +109,7 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
     overrides: dict[str, Any] = {}
     if subject is not None:
         photos, captions = subject.files, subject.captions
-        overrides["placeholder_token"] = subject.placeholder_token
+        overrides |= {"placeholder_token": subject.placeholder_token, "learnable_property": subject.learnable_property}
         if config.initializer_token is None:
             overrides["initializer_token"] = subject.class_noun if args.initialize_from == "class" else subject.initializer
         overrides["output_dir"] = Path(args.output_dir) / name

@@ -15,9 +15,11 @@ from ..parsing import parse_json
 from ..pipeline.protocols import Pipeline
 from .generation import PlannedImage, concepts_loaded, generate_missing, read_provenance
 from .metrics import Metric
-from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, Kind, is_live
+from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS, Kind, is_live
 from .store import Store
 from .summary import Record
+
+BUILT_IN_PROMPTS: dict[Kind, Sequence[str]] = {"object": OBJECT_PROMPTS, "live": LIVE_PROMPTS, "style": STYLE_PROMPTS}
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,20 @@ def prompts_of(subject: Subject, given: Mapping[Kind, Sequence[str]] | None) -> 
 
     Returns:
         The given prompts of the subject's kind, or its own, or the built-in ones, with "{}" for the placeholder.
+
+    Raises:
+        ValueError: if prompts were given, but none for the subject's kind.
     """
     kind: Kind = "live" if is_live(subject.class_noun) else "object"
-    if given is not None:
-        return given[kind]
-    return subject.prompts or (LIVE_PROMPTS if kind == "live" else OBJECT_PROMPTS)
+    if subject.learnable_property == "style":
+        kind = "style"
+    if given is None:
+        return subject.prompts or BUILT_IN_PROMPTS[kind]
+    if kind not in given:
+        raise ValueError(
+            f"The prompt file has no prompts for {subject.name}, which is a {kind}: give a text file with one on each line."
+        )
+    return given[kind]
 
 
 def plan_images(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[PlannedImage]:

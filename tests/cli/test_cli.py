@@ -26,6 +26,7 @@ from diffusers_dti.cli.arguments import scale, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
+from diffusers_dti.training.samples import STYLE_TEMPLATES, prepare_samples
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
@@ -282,6 +283,32 @@ def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     other = ["--output_dir", tmp_path / "other", "--initialize_from", "initialization", "--instances", "rex"]
     assert dti("train", subjects, "--model", model, *SMALL, *other) == 0
     assert DirectionalInversion.from_pretrained(tmp_path / "other" / "rex").num_vectors == 2
+
+
+def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, monkeypatch):
+    """One of the authors' list, whose caption it is trained with, and one that says it itself, with built-in templates."""
+    photos[0].save(tmp_path / "04.png")
+    own = {"url": None, "path": "04.png", "images": None, "class": "red toy", "template": "A village in {} style."}
+    file, trained = tmp_path / "styles.json", {}
+    file.write_text(json.dumps({"04": own, "said": {"path": "04.png", "class": "toy", "learnable_property": "style"}}))
+
+    def keep(family, config, encoders, placeholder, given):
+        samples = prepare_samples(family, config, encoders, placeholder, given)
+        trained[placeholder] = samples.templates
+        return samples
+
+    monkeypatch.setattr("diffusers_dti.training.trainer.prepare_samples", keep)
+    monkeypatch.chdir(tmp_path)
+    assert dti("train", file, "--model", model, *SMALL, "--learnable_property", "style", "--output_dir", "style") == 0
+    assert dti("train", file, "--model", model, *SMALL, "--instances", "said", "--output_dir", "plain") == 0
+    assert trained == {"<04>": ("A village in {} style.",), "<said>": STYLE_TEMPLATES}
+    for folder in ("style/04", "style/said", "plain/said"):
+        assert DirectionalInversion.from_pretrained(folder).metadata["training"]["learnable_property"] == "style"
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    command = ["evaluate", file, "--model", model, "--runs", "style", "--metrics", "metric.py:counted", "--output_dir", "out"]
+    assert dti(*command, "--learnable_property", "style", "--seeds", 0, *CALL) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2 * 41 and "04 a lighthouse on a cliff in red toy style" in calls
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,31 @@ def test_an_image_instead_of_a_folder_and_a_prompt_instead_of_a_list(write):
     assert len(subject.photos) == 1
 
 
+def test_the_authors_list_of_styles(write):
+    """The fields of their styledrop.json: an image each, no list of images, a prompt as its caption, and an address."""
+    entry = {"url": None, "path": "photos/dog/1.png", "images": None, "class": "oil painting"}
+    more = {"initialization": "painting in oil", "template": "A village in {} style."}
+    path = write({"04": entry | more})
+    (style,) = read_subjects(path, learnable_property="style")
+    assert (style.placeholder_token, style.class_noun, style.initializer) == ("<04>", "oil painting", "painting in oil")
+    assert [f.name for f in style.files] == ["1.png"] and style.templates == ("A village in {} style.",)
+    assert style.learnable_property == "style" and read_subjects(path)[0].learnable_property == "object"
+
+
+def test_the_authors_list_of_textual_inversions_subjects(write):
+    entry = {"path": "photos/dog", "class": "statue", "subject": "cat statue", "initialization": "statue"}
+    (subject,) = read_subjects(write({"cat_statue": entry}))
+    assert (subject.class_noun, subject.initializer, subject.templates) == ("statue", "statue", None)
+    assert len(subject.files) == 3 and subject.learnable_property == "object"
+
+
+def test_a_subject_may_say_that_it_is_a_style(write):
+    """The field goes before what is said for all subjects of the file."""
+    path = write({"a": dog(learnable_property="style")["dog"], "b": dog(learnable_property="object")["dog"], "c": dog()["dog"]})
+    assert [s.learnable_property for s in read_subjects(path)] == ["style", "object", "object"]
+    assert [s.learnable_property for s in read_subjects(path, learnable_property="style")] == ["style", "object", "style"]
+
+
 def test_captions_with_the_word_itself_and_empty_ones(write, tmp_path):
     for name, text in (("0", "a <dog> asleep"), ("1", ""), ("2", "a {}")):
         (tmp_path / "photos" / "dog" / f"{name}.txt").write_text(text)
@@ -155,6 +180,11 @@ def test_reads_only_the_names(write):
         (dog(template=["a {}", "a dog"]), ValueError, "'dog' of .*'a dog' in its \"template\" needs"),
         (dog(template=[]), ValueError, "'dog' of .*\"template\" must be a list of prompts; remove it"),
         (dog(template={"a": 1}), ValueError, "'dog' of .*\"template\" must be a list of prompts"),
+        (
+            dog(learnable_property="face"),
+            ValueError,
+            "'dog' of .* has the \"learnable_property\" 'face': it can be \"object\" or",
+        ),
         (dog(prompts=["a dog"]), ValueError, "'dog' of .*'a dog' in its \"prompts\" needs"),
         (dog(prompts="a {}"), ValueError, "'dog' of .*\"prompts\" must be a list of prompts"),
     ],

@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from diffusers_dti.data.subjects import read_subjects
 from diffusers_dti.evaluation.generation import PlannedImage, read_provenance
-from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS
 from diffusers_dti.evaluation.protocol import Run, generate_subject, plan_images, prompts_of, score
 from diffusers_dti.evaluation.store import Store
 from diffusers_dti.evaluation.summary import summarize
@@ -86,6 +86,18 @@ def test_prompts_of_a_subject(tmp_path, photos, class_noun, built_in):
     given = {"object": ["a {} at sea"], "live": ["a {} asleep"]}
     expected = ["a {} asleep"] if class_noun == "dog" else ["a {} at sea"]
     assert prompts_of(plain, given) == prompts_of(own, given) == expected
+
+
+def test_a_style_has_its_own_prompts_whatever_its_class(tmp_path, photos):
+    """A style named after a living thing is no living thing, and DreamBooth's prompts are none for styles."""
+    photos[0].save(tmp_path / "0.png")
+    entry = {"path": str(tmp_path / "0.png"), "class": "cartoon cat", "learnable_property": "style"}
+    (tmp_path / "subjects.json").write_text(json.dumps({"toon": entry}))
+    (style,) = read_subjects(tmp_path / "subjects.json")
+    assert prompts_of(style, None) == STYLE_PROMPTS
+    assert prompts_of(style, {"object": ["a {}"], "live": ["my {}"], "style": ["a hut in {} style"]}) == ["a hut in {} style"]
+    with pytest.raises(ValueError, match="no prompts for toon, which is a style: give a text file"):
+        prompts_of(style, {"object": ["a {}"], "live": ["a {}"]})
 
 
 def test_images_are_named_by_the_class_noun_and_generated_with_the_placeholder(tmp_path, images):
