@@ -27,7 +27,7 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti evaluate`."""
-    parser.add_argument("data", type=Path, help="JSON file of subjects that `dti train` was given")
+    parser.add_argument("data", type=Path, help="JSON file of subjects, or folder of DreamBench++, that `dti train` was given")
     parser.add_argument(
         "--runs",
         nargs="+",

@@ -11,7 +11,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
 from ..concept import formats
-from ..data.subjects import Subject, read_subjects, subject_names
+from ..data.subjects import Subject, lists_subjects, read_subjects, subject_names
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
@@ -28,7 +28,7 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti train`."""
-    parser.add_argument("data", type=Path, help="folder of 3 to 6 photos, or JSON file of subjects")
+    parser.add_argument("data", type=Path, help="folder of 3 to 6 photos, JSON file of subjects, or folder of DreamBench++")
     arguments.add_model(parser)
     parser.add_argument(
         "--instances", nargs="+", metavar="NAME", help="subjects of the JSON file to learn, by default all in the file"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         try:
             subject = None
-            if args.data.is_file():
+            if lists_subjects(args.data):
                 (subject,) = read_subjects(args.data, [name], learnable_property=config.learnable_property)
             _learn(pipe, config, subject, name, args)
         except Exception as error:
@@ -76,11 +76,11 @@ def _subject_names(args: argparse.Namespace, settings: dict[str, Any]) -> list[s
         ValueError: if options do not apply to this kind of data.
         OSError: if there is no data.
     """
-    if args.data.is_dir():
+    if args.data.is_dir() and not lists_subjects(args.data):
         if args.instances:
             raise ValueError(f"--instances selects subjects of a JSON file, but {args.data} is a folder of photos.")
         return [args.data.resolve().name]
-    if not args.data.is_file():
+    if not lists_subjects(args.data):
         raise OSError(f"{args.data} does not exist: give a folder of photos, or a JSON file of subjects.")
     if "placeholder_token" in settings or settings.get("initializer_token", [AUTO]) != [AUTO]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Read the subjects to learn and to evaluate from a JSON file in the authors' format.
+"""Read the subjects to learn and to evaluate from a JSON file in the authors' format, or from DreamBench++.
 
     {"dog": {"path": "data/dreambooth/dog", "class": "dog", "initialization": "corgi", "template": ["my {}", "a {} on grass"]}}
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..parsing import parse_json
+from . import dreambench_plus
 from . import subject_fields as fields
 from .images import Photo, load_photos
 from .subject_fields import LearnableProperty
@@ -80,7 +81,7 @@ def read_subjects(
     """Read the subjects of a JSON file. Its paths are relative to the current folder, or else to the file's own.
 
     Args:
-        path: the JSON file.
+        path: the JSON file, or the folder of DreamBench++.
         instances: names of the subjects to read, in this order; None for all, in the order of the file.
         mask_folder: folder of masks, <subject>/<photo's stem>.png, white where the subject is. Not every photo needs one.
         learnable_property: what the subjects are that do not have the field.
@@ -94,12 +95,19 @@ def read_subjects(
     subjects = []
     for name, entry in _select(path, instances).items():
         try:
+            if isinstance(entry, Path):
+                entry = dreambench_plus.read_entry(path, entry)
             subjects.append(_read_subject(path, name, {"learnable_property": learnable_property} | entry, masks))
         except OSError as error:
             if error.errno is None:  # one of ours
                 raise
             raise OSError(f"Subject {name!r:.80} of {path}: {error.strerror}, in {error.filename!s:.200}.") from error
     return subjects
+
+
+def lists_subjects(path: Path) -> bool:
+    """Return whether a path can be read by `read_subjects`, and is not a folder of one subject's photos."""
+    return path.is_file() or dreambench_plus.is_dreambench_plus(path)
 
 
 def subject_names(path: str | Path, instances: Sequence[str] | None = None) -> list[str]:
@@ -110,9 +118,10 @@ def subject_names(path: str | Path, instances: Sequence[str] | None = None) -> l
     return list(_select(Path(path), instances))
 
 
-def _select(path: Path, instances: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """Return the entries of the subjects with these names."""
-    entries = _read_entries(path)
+def _select(path: Path, instances: Sequence[str] | None) -> dict[str, dict[str, Any] | Path]:
+    """Return the entries of the subjects with these names, for DreamBench++ the files to read them from."""
+    entries: Mapping[str, dict[str, Any] | Path]
+    entries = dreambench_plus.find_subjects(path) if dreambench_plus.is_dreambench_plus(path) else _read_entries(path)
     names = list(entries) if instances is None else list(instances)
     for name in names:
         if name not in entries:

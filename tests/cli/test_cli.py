@@ -311,6 +311,21 @@ def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, mon
     assert len(calls) == 2 * 41 and "04 a lighthouse on a cliff in red toy style" in calls
 
 
+def test_dreambench_plus(model, photos, tmp_path):
+    for name in ("captions", "images"):
+        (tmp_path / "bench" / name / "object").mkdir(parents=True)
+    photos[0].save(tmp_path / "bench" / "images" / "object" / "07.jpg")
+    (tmp_path / "bench" / "captions" / "object" / "07.txt").write_text("toy\na toy in the snow\na red toy\n")
+    common = [tmp_path / "bench", "--model", model, "--instances", "object_07_toy"]
+    assert dti("train", *common, *SMALL, "--output_dir", tmp_path / "run") == 0
+    learned = DirectionalInversion.from_pretrained(tmp_path / "run" / "object_07_toy")
+    assert (learned.placeholder_token, learned.metadata["initializer"]) == ("<object_07_toy>", "toy")
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    own = ["--runs", tmp_path / "run", "--metrics", f"{tmp_path / 'metric.py'}:counted", "--output_dir", tmp_path / "out"]
+    assert dti("evaluate", *common, *own, "--seeds", 0, *CALL) == 0
+    assert (tmp_path / "calls").read_text().splitlines() == ["object_07_toy a toy in the snow", "object_07_toy a red toy"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
