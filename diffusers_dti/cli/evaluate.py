@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..data.subjects import Subject
     from ..evaluation.generation import PlannedImage
     from ..evaluation.metrics import Metric
-    from ..evaluation.protocol import Run
+    from ..evaluation.protocol import Baseline, Run
     from ..evaluation.store import Store
 
 # The scores on the figure's axes, by name: the first one that was computed is used.
@@ -31,9 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         nargs="+",
-        required=True,
+        default=[],
         metavar="RUN",
         help='output folders of `dti train`; "out/ti@mean" rescales the concepts of out/ti to the mean norm of the vocabulary',
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        choices=["class", "initialization", "description"],
+        default=[],
+        help="fields of the subjects whose words take the place of a learned concept, in the same tables: class or "
+        "initialization, the word that training starts from, which a run must surpass, and description, what the subject looks "
+        "like; by default none",
     )
     arguments.add_model(parser)
     parser.add_argument("--instances", nargs="+", metavar="NAME", help="subjects to evaluate, by default all in the file")
@@ -74,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
     from .open_pipeline import open_pipeline, pipeline_identity
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder, args.learnable_property)
-    runs = _find_runs(args.runs)
+    runs = _find_runs(args.runs, args.baselines)
     metrics = _open_metrics(args)
     plan = _plan(args, runs, subjects)
     if not args.skip_generation:
         for run, subject in plan:
-            run.folder_of(subject)  # raises if the concept is missing, before anything is generated
+            if isinstance(run, protocol.Run):
+                run.folder_of(subject)  # raises if the concept is missing, before anything is generated
         pipe = open_pipeline(args)
         for (run, subject), images in plan.items():
             protocol.generate_subject(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
@@ -91,15 +101,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_runs(texts: list[str]) -> list["Run"]:
-    """Parse `--runs`.
+def _find_runs(texts: list[str], baselines: list[str]) -> list["Run | Baseline"]:
+    """Parse `--runs` and `--baselines`.
 
     Raises:
-        ValueError: if two of them have the same name.
+        ValueError: if there are none, or two of them have the same name.
     """
-    from ..evaluation.protocol import Run
+    from ..evaluation.protocol import Baseline, Run
 
-    runs = [Run(*parse_run(text)) for text in texts]
+    runs: list[Run | Baseline] = [Run(*parse_run(text)) for text in texts]
+    runs += [Baseline(name) for name in dict.fromkeys(baselines)]
+    if not runs:
+        raise ValueError("There is nothing to evaluate: give --runs, --baselines or both.")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"Two of the runs have the same name ({', '.join(names)}): rename a folder.")
@@ -140,8 +153,8 @@ def _open_metrics(args: argparse.Namespace) -> dict[str, tuple["Metric", "Store"
 
 
 def _plan(
-    args: argparse.Namespace, runs: list["Run"], subjects: list["Subject"]
-) -> dict[tuple["Run", "Subject"], list["PlannedImage"]]:
+    args: argparse.Namespace, runs: list["Run | Baseline"], subjects: list["Subject"]
+) -> dict[tuple["Run | Baseline", "Subject"], list["PlannedImage"]]:
     """List the images of each run and subject."""
     from ..evaluation import protocol
     from ..evaluation.prompts import read_prompts

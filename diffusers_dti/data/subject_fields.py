@@ -22,6 +22,14 @@ def read_words(where: str, entry: Mapping[str, Any]) -> tuple[str, str]:
     return entry["class"], initializer
 
 
+def read_description(where: str, entry: Mapping[str, Any]) -> str | None:
+    """Return the words for what a subject looks like, or None if it has none."""
+    description = entry.get("description", entry.get("subject"))
+    if description is not None and (not isinstance(description, str) or not description.strip()):
+        raise ValueError(f'{where} has a "description" that is not text: give words for what it looks like, or remove it.')
+    return description
+
+
 def read_learnable_property(where: str, value: Any) -> LearnableProperty:
     """Check the field that says whether the subject is an object or a style."""
     if value not in get_args(LearnableProperty):

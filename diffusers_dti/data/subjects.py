@@ -2,8 +2,8 @@
 
     {"dog": {"path": "data/dreambooth/dog", "class": "dog", "initialization": "corgi", "template": ["my {}", "a {} on grass"]}}
 
-Optional fields are "images", the file names to use, "learnable_property", "style" for a style, and "prompts", for the
-evaluation. Other fields are ignored.
+Optional fields are "images", the file names to use, "learnable_property", "style" for a style, and for the evaluation
+"description", called "subject" in the authors' ti.json, and "prompts". Other fields are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ class Subject:
         prompts: prompts for the evaluation; None for the evaluation's own.
         mask_folder: holds <name>/<photo's stem>.png for some or all photos, white where the subject is.
         learnable_property: whether it is an object or a style, which chooses built-in templates and prompts.
+        description: words for what it looks like, a baseline of the evaluation.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     prompts: tuple[str, ...] | None
     mask_folder: Path | None = None
     learnable_property: LearnableProperty = "object"
+    description: str | None = None
 
     @property
     def placeholder_token(self) -> str:
@@ -162,5 +164,16 @@ def _read_subject(source: Path, name: str, entry: Mapping[str, Any], mask_folder
         captions = tuple(text and text.replace(f"<{name}>", "{}") for text in captions)
     fields.check_captions(where, captions or ())
     prompts = None if entry.get("prompts") is None else fields.read_prompts(where, "prompts", entry["prompts"])
-    learnable_property = fields.read_learnable_property(where, entry["learnable_property"])
-    return Subject(name, path, class_noun, initializer, files, templates, captions, prompts, mask_folder, learnable_property)
+    return Subject(
+        name,
+        path,
+        class_noun,
+        initializer,
+        files,
+        templates,
+        captions,
+        prompts,
+        mask_folder,
+        learnable_property=fields.read_learnable_property(where, entry["learnable_property"]),
+        description=fields.read_description(where, entry),
+    )

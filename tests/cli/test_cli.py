@@ -418,6 +418,30 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     assert "1 of 4 images of rex are missing" in err and one.name in err
 
 
+def test_baselines_are_in_the_same_tables(model, subjects, runs, tmp_path, capsys):
+    (tmp_path / "metric.py").write_text(METRIC)
+    (tmp_path / "prompts.txt").write_text("a {} on the beach\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    command += ["--metrics", f"{tmp_path / 'metric.py'}:counted", "--prompt_file", tmp_path / "prompts.txt", "--seeds", 0]
+    assert dti(*command) == 1 and "nothing to evaluate: give --runs, --baselines or both" in capsys.readouterr().err
+    described = [*command, "--runs", runs / "dti", "--baselines", "class", "description"]
+    assert dti(*described) == 1
+    assert 'dti evaluate: rex has no "description" for the baseline: add the field' in capsys.readouterr().err
+    assert not (tmp_path / "evaluation").exists()  # nothing was generated before
+    entries = json.loads(subjects.read_text())
+    entries["rex"]["description"] = "red dog on a ball"
+    subjects.write_text(json.dumps(entries))
+    assert dti(*described) == 0
+    result = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert list(result) == ["dti", "class", "description"]
+    assert {r["mean"]["prompt"]["mean"] for r in result.values()} == {len("a dog on the beach")}
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "pictures").rglob("*.png")}
+    assert dti(*command, "--baselines", "class", "description") == 0  # without a run, and nothing is drawn twice
+    assert list(json.loads((tmp_path / "evaluation" / "results.json").read_text())) == ["class", "description"]
+    assert written == {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "pictures").rglob("*.png")}
+    assert len((tmp_path / "calls").read_text().splitlines()) == len(written) == 3
+
+
 def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
     (tmp_path / "metric.py").write_text(METRIC)
     command = ["evaluate", subjects, "--model", model, "--runs", tmp_path / "nothing", "--output_dir", tmp_path / "evaluation"]

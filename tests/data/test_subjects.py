@@ -88,7 +88,7 @@ def test_the_authors_list_of_textual_inversions_subjects(write):
     entry = {"path": "photos/dog", "class": "statue", "subject": "cat statue", "initialization": "statue"}
     (subject,) = read_subjects(write({"cat_statue": entry}))
     assert (subject.class_noun, subject.initializer, subject.templates) == ("statue", "statue", None)
-    assert len(subject.files) == 3 and subject.learnable_property == "object"
+    assert len(subject.files) == 3 and subject.learnable_property == "object" and subject.description == "cat statue"
 
 
 def test_a_subject_may_say_that_it_is_a_style(write):
@@ -96,6 +96,11 @@ def test_a_subject_may_say_that_it_is_a_style(write):
     path = write({"a": dog(learnable_property="style")["dog"], "b": dog(learnable_property="object")["dog"], "c": dog()["dog"]})
     assert [s.learnable_property for s in read_subjects(path)] == ["style", "object", "object"]
     assert [s.learnable_property for s in read_subjects(path, learnable_property="style")] == ["style", "object", "style"]
+
+
+def test_a_description_in_words(write):
+    plain, own = read_subjects(write(dog() | {"own": dog(description="brown dog", subject="dog")["dog"]}))
+    assert plain.description is None and own.description == "brown dog"
 
 
 def test_captions_with_the_word_itself_and_empty_ones(write, tmp_path):
@@ -185,6 +190,7 @@ def test_reads_only_the_names(write):
             ValueError,
             "'dog' of .* has the \"learnable_property\" 'face': it can be \"object\" or",
         ),
+        (dog(description=" "), ValueError, "'dog' of .* has a \"description\" that is not text: give words for"),
         (dog(prompts=["a dog"]), ValueError, "'dog' of .*'a dog' in its \"prompts\" needs"),
         (dog(prompts="a {}"), ValueError, "'dog' of .*\"prompts\" must be a list of prompts"),
     ],
