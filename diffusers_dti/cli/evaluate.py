@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder with masks of the photos, <subject>/<photo>.png, white where the subject is; by default no masks",
     )
+    parser.add_argument(
+        "--held_out",
+        action="store_true",
+        help='compare the images with the photos in the field "held_out" of each subject, which training has not seen; by '
+        "default with those that it was trained on",
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for images, scores, tables and the figure")
     parser.add_argument("--skip_generation", action="store_true", help="only score the images that exist already")
     arguments.add_generation(parser, seeds=[0, 1, 2, 3])
@@ -78,14 +84,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and score what has not been generated and scored yet, and write the results."""
+    from ..data.photo_record import check_held_out
     from ..data.subjects import read_subjects
     from ..evaluation import protocol, summary
     from .open_pipeline import open_pipeline, pipeline_identity
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder, args.learnable_property)
+    if args.held_out:
+        subjects = [subject.with_held_out_photos() for subject in subjects]
     runs = _find_runs(args.runs, args.baselines)
     metrics = _open_metrics(args)
     plan = _plan(args, runs, subjects)
+    for run, subject in plan if args.held_out else ():
+        if isinstance(run, protocol.Run):
+            check_held_out(run.folder_of(subject), subject.files)
     if not args.skip_generation:
         for run, subject in plan:
             if isinstance(run, protocol.Run):

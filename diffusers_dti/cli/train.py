@@ -11,6 +11,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
 from ..concept import formats
+from ..data.photo_record import write_record
 from ..data.subjects import Subject, lists_subjects, read_subjects, subject_names
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
@@ -126,6 +127,8 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
         if processes().is_main_process and not is_complete(trainer):
             trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
             raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
+        if processes().is_main_process and subject is not None:
+            write_record(Path(str(folder)), subject.files)
         count = concept.num_vectors
         if count > 1 and config.num_vectors is None:  # which nobody asked for
             initializer = concept.metadata["initializer"]

@@ -52,15 +52,20 @@ def find_files(where: str, path: Path, images: Any) -> tuple[tuple[Path, ...], t
     """Return the files of a subject, and the captions next to them if there are any."""
     if images is None:
         return _find_all_files(where, path)
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise ValueError(f'{where}: its "images" must be a list of file names; remove it to use all images of {path!s:.200}.')
-    files = tuple(path / image for image in images)
+    return find_named_files(where, path, "images", images), None
+
+
+def find_named_files(where: str, path: Path, field: str, names: Any) -> tuple[Path, ...]:
+    """Return the files in the folder of a subject that a field names."""
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{where}: its "{field}" must be a list of file names; remove it to use all images of {path!s:.200}.')
+    files = tuple(path / name for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise OSError(
-            f'{where}: {path} lacks {", ".join(map(repr, missing)):.200}. Put them there, or remove them from "images".'
+            f'{where}: {path} lacks {", ".join(map(repr, missing)):.200}. Put them there, or remove them from "{field}".'
         )
-    return files, None
+    return files
 
 
 def _find_all_files(where: str, path: Path) -> tuple[tuple[Path, ...], tuple[str | None, ...] | None]:
@@ -72,6 +77,16 @@ def _find_all_files(where: str, path: Path) -> tuple[tuple[Path, ...], tuple[str
         raise ValueError(f"{where}: {error}") from error
     captions = tuple(caption or None for _, caption in found)  # an empty one is for templates
     return tuple(file for file, _ in found), captions if any(captions) else None
+
+
+def without(
+    where: str, held_out: Sequence[Path], files: Sequence[Path], captions: tuple[str | None, ...] | None
+) -> tuple[tuple[Path, ...], tuple[str | None, ...] | None]:
+    """Return the photos to train on and their captions, without the photos that are held out."""
+    kept = [number for number, file in enumerate(files) if file not in held_out]
+    if not kept:
+        raise ValueError(f'{where}: its "held_out" leaves no photo to train on.')
+    return tuple(files[i] for i in kept), captions and tuple(captions[i] for i in kept)
 
 
 def check_masks(where: str, folder: Path, files: Sequence[Path]) -> None:

@@ -3,11 +3,12 @@
     {"dog": {"path": "data/dreambooth/dog", "class": "dog", "initialization": "corgi", "template": ["my {}", "a {} on grass"]}}
 
 Optional fields are "images", the file names to use, "learnable_property", "style" for a style, and for the evaluation
-"description", called "subject" in the authors' ti.json, and "prompts". Other fields are ignored.
+"description", called "subject" in the authors' ti.json, "prompts", and "held_out", the file names to keep from training. Other
+fields are ignored.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Subject:
         mask_folder: holds <name>/<photo's stem>.png for some or all photos, white where the subject is.
         learnable_property: whether it is an object or a style, which chooses built-in templates and prompts.
         description: words for what it looks like, a baseline of the evaluation.
+        held_out: further photos, which are kept from training.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Subject:
     mask_folder: Path | None = None
     learnable_property: LearnableProperty = "object"
     description: str | None = None
+    held_out: tuple[Path, ...] = ()
 
     @property
     def placeholder_token(self) -> str:
@@ -72,6 +75,19 @@ class Subject:
         """
         # Without masks, transparency still counts as one.
         return load_photos(self.files, self.captions, self.masks if any(self.masks) else None)
+
+    def with_held_out_photos(self) -> "Subject":
+        """Return the subject with its held-out photos in place of those to train on.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if not self.held_out:
+            raise ValueError(
+                f'{self.name} has no "held_out": name the photos to keep from training in that field, such as ["04.jpg"], and '
+                "train again."
+            )
+        return replace(self, files=self.held_out, captions=None, held_out=())
 
 
 def read_subjects(
@@ -163,6 +179,10 @@ def _read_subject(source: Path, name: str, entry: Mapping[str, Any], mask_folder
     if captions is not None:  # which may have the word itself
         captions = tuple(text and text.replace(f"<{name}>", "{}") for text in captions)
     fields.check_captions(where, captions or ())
+    held_out: tuple[Path, ...] = ()
+    if entry.get("held_out") is not None:
+        held_out = fields.find_named_files(where, path, "held_out", entry["held_out"])
+        files, captions = fields.without(where, held_out, files, captions)
     prompts = None if entry.get("prompts") is None else fields.read_prompts(where, "prompts", entry["prompts"])
     return Subject(
         name,
@@ -176,4 +196,5 @@ def _read_subject(source: Path, name: str, entry: Mapping[str, Any], mask_folder
         mask_folder,
         learnable_property=fields.read_learnable_property(where, entry["learnable_property"]),
         description=fields.read_description(where, entry),
+        held_out=held_out,
     )

@@ -442,6 +442,27 @@ def test_baselines_are_in_the_same_tables(model, subjects, runs, tmp_path, capsy
     assert len((tmp_path / "calls").read_text().splitlines()) == len(written) == 3
 
 
+def test_scores_against_photos_that_training_did_not_see(model, subjects, runs, tmp_path, capsys):
+    """The runs of the fixture have seen all photos. They are refused, also once their record is gone."""
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    common = [subjects, "--model", model, "--instances", "rex"]
+    command = ["evaluate", *common, "--output_dir", tmp_path / "evaluation", *CALL, "--held_out", "--seeds", 0]
+    command += ["--metrics", f"{tmp_path / 'metric.py'}:counted", "--prompt_file", tmp_path / "prompts.txt", "--runs"]
+    assert dti(*command, runs / "dti") == 1 and 'rex has no "held_out": name the photos' in capsys.readouterr().err
+    entries = json.loads(subjects.read_text())
+    entries["rex"]["held_out"] = ["1.png"]
+    subjects.write_text(json.dumps(entries))
+    assert dti(*command, runs / "dti") == 1 and "rex was trained on 1.png" in capsys.readouterr().err
+    (runs / "dti" / "rex" / "photos.json").unlink()
+    assert dti(*command, runs / "dti", "--skip_generation") == 1
+    assert "rex does not tell which photos its concept was trained on (photos.json)" in capsys.readouterr().err
+    assert not (tmp_path / "calls").exists()
+    assert dti("train", *common, *SMALL, "--output_dir", tmp_path / "unseen") == 0
+    assert dti(*command, tmp_path / "unseen", "--baselines", "class") == 0  # the metric checks that there is one photo
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
 def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
     (tmp_path / "metric.py").write_text(METRIC)
     command = ["evaluate", subjects, "--model", model, "--runs", tmp_path / "nothing", "--output_dir", tmp_path / "evaluation"]

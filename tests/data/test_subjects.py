@@ -103,6 +103,22 @@ def test_a_description_in_words(write):
     assert plain.description is None and own.description == "brown dog"
 
 
+def test_photos_that_are_held_out(write, tmp_path):
+    """Training does not get them, and a caption stays with its photo."""
+    texts = ["a {} on grass", "a {} indoors", "a {} asleep"]
+    named = {"images": ["2.png", "0.png", "1.png"], "template": texts, "held_out": ["0.png"]}
+    (subject,) = read_subjects(write(dog(**named)))
+    assert [f.name for f in subject.files] == ["2.png", "1.png"] and subject.captions == (texts[0], texts[2])
+    unseen = subject.with_held_out_photos()
+    assert [f.name for f in unseen.files] == ["0.png"] and len(unseen.photos) == 1 and len(subject.photos) == 2
+    (tmp_path / "photos" / "dog" / "1.txt").write_text("a {} asleep")
+    (subject,) = read_subjects(write(dog(held_out=["0.png"])))
+    assert [f.name for f in subject.files] == ["1.png", "2.png"] and subject.captions == ("a {} asleep", None)
+    (plain,) = read_subjects(write(dog(held_out=None)))
+    with pytest.raises(ValueError, match='dog has no "held_out": name the photos to keep from training'):
+        plain.with_held_out_photos()
+
+
 def test_captions_with_the_word_itself_and_empty_ones(write, tmp_path):
     for name, text in (("0", "a <dog> asleep"), ("1", ""), ("2", "a {}")):
         (tmp_path / "photos" / "dog" / f"{name}.txt").write_text(text)
@@ -191,6 +207,9 @@ def test_reads_only_the_names(write):
             "'dog' of .* has the \"learnable_property\" 'face': it can be \"object\" or",
         ),
         (dog(description=" "), ValueError, "'dog' of .* has a \"description\" that is not text: give words for"),
+        (dog(held_out="0.png"), ValueError, "'dog' of .*\"held_out\" must be a list of file names; remove it"),
+        (dog(held_out=["7.png"]), OSError, r"'dog' of .* lacks '7\.png'\. Put them there, or remove them from \"held_out\""),
+        (dog(held_out=["0.png", "1.png", "2.png"]), ValueError, "'dog' of .*\"held_out\" leaves no photo to train on"),
         (dog(prompts=["a dog"]), ValueError, "'dog' of .*'a dog' in its \"prompts\" needs"),
         (dog(prompts="a {}"), ValueError, "'dog' of .*\"prompts\" must be a list of prompts"),
     ],
