@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["dinov2", "siglip"],
         metavar="METRIC",
-        help="dinov2, siglip or clip, also with another model as dinov2=MODEL, or FILE.py:FUNCTION; by default dinov2 siglip",
+        help="dinov2, siglip or clip, also with another model as dinov2=MODEL, or FILE.py:FUNCTION, which is called as "
+        "function(images, texts, subject) and returns {score: [a number for each image]}, see docs/command_line.md; by default "
+        "dinov2 siglip",
     )
     parser.add_argument(
         "--mask_folder",

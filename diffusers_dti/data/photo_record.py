@@ -1,7 +1,7 @@
 """The record of the photos that a concept was trained on, which lets an evaluation be sure that photos are held out.
 
-It is a file beside the concept. In the metadata it would be published with the concept, and tell whoever has a photo that it was
-used.
+It is a file beside the concept. In the metadata it would be published with the concept, and tell those who have a photo that it
+was used.
 """
 
 import hashlib

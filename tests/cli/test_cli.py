@@ -514,6 +514,23 @@ def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_pa
     assert "are missing" in capsys.readouterr().err
 
 
+def test_the_metric_of_the_documentation(model, subjects, runs, tmp_path):
+    (body,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "command_line.md").read_text(), re.S)
+    (tmp_path / "metric.py").write_text(body)
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "out", *CALL]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, "--runs", runs / "dti"]
+    assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:colors") == 0
+    (image,) = (tmp_path / "out" / "pictures").rglob("*.png")
+    means = []
+    for path in (image, *(tmp_path / "photos" / "rex").iterdir()):
+        with Image.open(path) as opened:
+            means.append(torch.tensor(list(opened.tobytes()), dtype=torch.float64).view(-1, 3).mean(0))
+    expected = 1 - (means[0] - torch.stack(means[1:]).mean(0)).abs().mean().item() / 255
+    score = json.loads((tmp_path / "out" / "results.json").read_text())["dti"]["mean"]["colors"]["mean"]
+    assert score == pytest.approx(expected) and 0 < score < 1
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
