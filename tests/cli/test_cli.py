@@ -306,9 +306,9 @@ def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, mon
         assert DirectionalInversion.from_pretrained(folder).metadata["training"]["learnable_property"] == "style"
     (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
     command = ["evaluate", file, "--model", model, "--runs", "style", "--metrics", "metric.py:counted", "--output_dir", "out"]
-    assert dti(*command, "--learnable_property", "style", "--seeds", 0, *CALL) == 0
+    assert dti(*command, "--instances", "04", "--learnable_property", "style", "--seeds", 0, *CALL) == 0
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 2 * 41 and "04 a lighthouse on a cliff in red toy style" in calls
+    assert len(calls) == 41 and "04 a lighthouse on a cliff in red toy style" in calls
 
 
 def test_dreambench_plus(model, photos, tmp_path):
