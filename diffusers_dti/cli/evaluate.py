@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..data.subjects import Subject
     from ..evaluation.generation import PlannedImage
     from ..evaluation.metrics import Metric
-    from ..evaluation.protocol import Run
+    from ..evaluation.protocol import Baseline, Run
     from ..evaluation.store import Store
 
 # The scores on the figure's axes, by name: the first one that was computed is used.
@@ -27,13 +27,22 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti evaluate`."""
-    parser.add_argument("data", type=Path, help="JSON file of subjects that `dti train` was given")
+    parser.add_argument("data", type=Path, help="JSON file of subjects, or folder of DreamBench++, that `dti train` was given")
     parser.add_argument(
         "--runs",
         nargs="+",
-        required=True,
+        default=[],
         metavar="RUN",
         help='output folders of `dti train`; "out/ti@mean" rescales the concepts of out/ti to the mean norm of the vocabulary',
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        choices=["class", "initialization", "description"],
+        default=[],
+        help="fields of the subjects whose words take the place of a learned concept, in the same tables: class or "
+        "initialization, the word that training starts from, which a run must surpass, and description, what the subject looks "
+        "like; by default none",
     )
     arguments.add_model(parser)
     parser.add_argument("--instances", nargs="+", metavar="NAME", help="subjects to evaluate, by default all in the file")
@@ -41,19 +50,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt_file",
         type=Path,
         help="DreamBooth's prompts_and_classes.txt, or a text file of prompts with {} for the subject; by default the built-in "
-        "prompts, 41 for objects and 41 for living subjects",
+        "prompts, 41 each for objects, living subjects and styles",
+    )
+    parser.add_argument(
+        "--learnable_property",
+        choices=["object", "style"],
+        default="object",
+        help="what the subjects are for which the file does not say it, as in `dti train`; this chooses the built-in prompts; "
+        "by default object",
     )
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=["dinov2", "siglip"],
         metavar="METRIC",
-        help="dinov2, siglip or clip, also with another model as dinov2=MODEL, or FILE.py:FUNCTION; by default dinov2 siglip",
+        help="dinov2, siglip or clip, also with another model as dinov2=MODEL, or FILE.py:FUNCTION, which is called as "
+        "function(images, texts, subject) and returns {score: [a number for each image]}, see docs/command_line.md; by default "
+        "dinov2 siglip",
     )
     parser.add_argument(
         "--mask_folder",
         type=Path,
         help="folder with masks of the photos, <subject>/<photo>.png, white where the subject is; by default no masks",
+    )
+    parser.add_argument(
+        "--held_out",
+        action="store_true",
+        help='compare the images with the photos in the field "held_out" of each subject, which training has not seen; by '
+        "default with those that it was trained on",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for images, scores, tables and the figure")
     parser.add_argument("--skip_generation", action="store_true", help="only score the images that exist already")
@@ -62,17 +86,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and score what has not been generated and scored yet, and write the results."""
+    from ..data.photo_record import check_held_out
     from ..data.subjects import read_subjects
     from ..evaluation import protocol, summary
     from .open_pipeline import open_pipeline, pipeline_identity
 
-    subjects = read_subjects(args.data, args.instances, args.mask_folder)
-    runs = _find_runs(args.runs)
+    subjects = read_subjects(args.data, args.instances, args.mask_folder, args.learnable_property)
+    if args.held_out:
+        subjects = [subject.with_held_out_photos() for subject in subjects]
+    runs = _find_runs(args.runs, args.baselines)
     metrics = _open_metrics(args)
     plan = _plan(args, runs, subjects)
+    for run, subject in plan if args.held_out else ():
+        if isinstance(run, protocol.Run):
+            check_held_out(run.folder_of(subject), subject.files)
     if not args.skip_generation:
         for run, subject in plan:
-            run.folder_of(subject)  # raises if the concept is missing, before anything is generated
+            if isinstance(run, protocol.Run):
+                run.folder_of(subject)  # raises if the concept is missing, before anything is generated
         pipe = open_pipeline(args)
         for (run, subject), images in plan.items():
             protocol.generate_subject(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
@@ -84,15 +115,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_runs(texts: list[str]) -> list["Run"]:
-    """Parse `--runs`.
+def _find_runs(texts: list[str], baselines: list[str]) -> list["Run | Baseline"]:
+    """Parse `--runs` and `--baselines`.
 
     Raises:
-        ValueError: if two of them have the same name.
+        ValueError: if there are none, or two of them have the same name.
     """
-    from ..evaluation.protocol import Run
+    from ..evaluation.protocol import Baseline, Run
 
-    runs = [Run(*parse_run(text)) for text in texts]
+    runs: list[Run | Baseline] = [Run(*parse_run(text)) for text in texts]
+    runs += [Baseline(name) for name in dict.fromkeys(baselines)]
+    if not runs:
+        raise ValueError("There is nothing to evaluate: give --runs, --baselines or both.")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"Two of the runs have the same name ({', '.join(names)}): rename a folder.")
@@ -133,8 +167,8 @@ def _open_metrics(args: argparse.Namespace) -> dict[str, tuple["Metric", "Store"
 
 
 def _plan(
-    args: argparse.Namespace, runs: list["Run"], subjects: list["Subject"]
-) -> dict[tuple["Run", "Subject"], list["PlannedImage"]]:
+    args: argparse.Namespace, runs: list["Run | Baseline"], subjects: list["Subject"]
+) -> dict[tuple["Run | Baseline", "Subject"], list["PlannedImage"]]:
     """List the images of each run and subject."""
     from ..evaluation import protocol
     from ..evaluation.prompts import read_prompts

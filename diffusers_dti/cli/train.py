@@ -11,7 +11,8 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from .. import DirectionalInversion, DTIConfig, DTITrainer
 from ..concept import formats
-from ..data.subjects import Subject, read_subjects, subject_names
+from ..data.photo_record import write_record
+from ..data.subjects import Subject, lists_subjects, read_subjects, subject_names
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from ..training.distributed import processes
@@ -28,7 +29,7 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dti train`."""
-    parser.add_argument("data", type=Path, help="folder of 3 to 6 photos, or JSON file of subjects")
+    parser.add_argument("data", type=Path, help="folder of 3 to 6 photos, JSON file of subjects, or folder of DreamBench++")
     arguments.add_model(parser)
     parser.add_argument(
         "--instances", nargs="+", metavar="NAME", help="subjects of the JSON file to learn, by default all in the file"
@@ -54,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for name in names:
         try:
-            subject = read_subjects(args.data, [name])[0] if args.data.is_file() else None
+            subject = None
+            if lists_subjects(args.data):
+                (subject,) = read_subjects(args.data, [name], learnable_property=config.learnable_property)
             _learn(pipe, config, subject, name, args)
         except Exception as error:
             # The other processes did not fail: they would start on this subject while this one starts on the next.
@@ -74,11 +77,11 @@ def _subject_names(args: argparse.Namespace, settings: dict[str, Any]) -> list[s
         ValueError: if options do not apply to this kind of data.
         OSError: if there is no data.
     """
-    if args.data.is_dir():
+    if args.data.is_dir() and not lists_subjects(args.data):
         if args.instances:
             raise ValueError(f"--instances selects subjects of a JSON file, but {args.data} is a folder of photos.")
         return [args.data.resolve().name]
-    if not args.data.is_file():
+    if not lists_subjects(args.data):
         raise OSError(f"{args.data} does not exist: give a folder of photos, or a JSON file of subjects.")
     if "placeholder_token" in settings or settings.get("initializer_token", [AUTO]) != [AUTO]:
         raise ValueError(
@@ -107,7 +110,7 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
     overrides: dict[str, Any] = {}
     if subject is not None:
         photos, captions = subject.files, subject.captions
-        overrides["placeholder_token"] = subject.placeholder_token
+        overrides |= {"placeholder_token": subject.placeholder_token, "learnable_property": subject.learnable_property}
         if config.initializer_token is None:
             overrides["initializer_token"] = subject.class_noun if args.initialize_from == "class" else subject.initializer
         overrides["output_dir"] = Path(args.output_dir) / name
@@ -124,6 +127,8 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
         if processes().is_main_process and not is_complete(trainer):
             trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
             raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
+        if processes().is_main_process and subject is not None:
+            write_record(Path(str(folder)), subject.files)
         count = concept.num_vectors
         if count > 1 and config.num_vectors is None:  # which nobody asked for
             initializer = concept.metadata["initializer"]

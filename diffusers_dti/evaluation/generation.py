@@ -41,17 +41,19 @@ class PlannedImage:
         path: the PNG file for it.
         prompt: the prompt, with placeholders.
         seed: the seed of its noise.
+        words: what names the file, and what metrics read.
     """
 
     path: Path
     prompt: str
     seed: int
+    words: str = ""
 
     @classmethod
     def named(cls, folder: Path, number: int, words: str, prompt: str, seed: int) -> "PlannedImage":
         """Name the file `folder`/<seed>/<number>_<words>.png."""
         name = re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:80]
-        return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed)
+        return cls(folder / str(seed) / f"{number:02}_{name}.png", prompt, seed, words)
 
 
 # -------------------------------------------------------------------------------------------------------- the concepts

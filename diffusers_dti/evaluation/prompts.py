@@ -1,4 +1,4 @@
-"""Prompts for the evaluation, for objects and for living subjects: built in, or read from a file."""
+"""Prompts for the evaluation, for objects, living subjects and styles: built in, or read from a file."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..data.text_files import read_text
 
-Kind = Literal["object", "live"]
+Kind = Literal["object", "live", "style"]
 
 OBJECT_PROMPTS = (
     # places
@@ -108,6 +108,56 @@ LIVE_PROMPTS = (
     "a long table set for a feast, with candles and fruit, and at its head, in a purple cape, a {}",
 )
 
+STYLE_PROMPTS = (
+    # places
+    "a lighthouse on a cliff in {} style",
+    "a windmill in a field in {} style",
+    "a castle on a hill in {} style",
+    "a wooden bridge over a stream in {} style",
+    "a village under snow in {} style",
+    "a harbor with fishing boats in {} style",
+    "a market square with stalls in {} style",
+    "a street in the rain in {} style",
+    "a greenhouse full of ferns in {} style",
+    # vehicles and things outdoors
+    "a train in a station in {} style",
+    "a bicycle against a wall in {} style",
+    "a sailing ship in a storm in {} style",
+    "a hot air balloon over hills in {} style",
+    "an old car on a country road in {} style",
+    "a tram in a city in {} style",
+    "a rocket on a launch pad in {} style",
+    # animals
+    "an owl on a branch in {} style",
+    "a fox in the grass in {} style",
+    "a horse by a fence in {} style",
+    "a school of fish in {} style",
+    "a rooster on a gate in {} style",
+    "a butterfly on a thistle in {} style",
+    "a turtle on a beach in {} style",
+    "a rabbit in a meadow in {} style",
+    # people
+    "a woman with an umbrella in {} style",
+    "a man who plays the cello in {} style",
+    "a child with a kite in {} style",
+    "two dancers on a stage in {} style",
+    "a baker with a tray of bread in {} style",
+    "a diver under water in {} style",
+    # things indoors
+    "a bowl of cherries in {} style",
+    "a teapot and two cups in {} style",
+    "a loaf of bread on a board in {} style",
+    "a slice of lemon tart in {} style",
+    "a pair of boots in {} style",
+    "a typewriter on a desk in {} style",
+    "a guitar on a chair in {} style",
+    "a cactus in a pot in {} style",
+    "a globe on a shelf in {} style",
+    # landscapes
+    "a mountain lake at dawn in {} style",
+    "a waterfall in a forest in {} style",
+)
+
 # Words that mean a living subject wherever they end a class noun. Words that also end the names of things are left out:
 # a teddy bear, a rubber duck, a stuffed animal, a computer mouse.
 LIVE_CLASSES = frozenset(
@@ -128,11 +178,11 @@ def is_live(class_noun: str) -> bool:
 
 
 def read_prompts(path: str | Path) -> dict[Kind, list[str]]:
-    """Read prompts with one "{}" each, for the kinds "object" and "live".
+    """Read prompts with one "{}" each, by the kind of subject that they are for.
 
     Args:
-        path: DreamBooth's own `prompts_and_classes.txt`, or a text file with a prompt on each line, for both kinds. Blank
-            lines and lines that start with # are skipped.
+        path: DreamBooth's own `prompts_and_classes.txt`, which has none for the kind "style", or a text file with a prompt on
+            each line, for all kinds. Blank lines and lines that start with # are skipped.
 
     Raises:
         ValueError: if a prompt does not have exactly one "{}", there are no prompts, or the file has an unknown encoding.
@@ -147,7 +197,7 @@ def read_prompts(path: str | Path) -> dict[Kind, list[str]]:
                 f'{path}, line {number}: {lines[number - 1]!r} must have exactly one "{{}}", where the subject goes.'
             )
         for kind in kinds:
-            found[kind].append(prompt)
+            found.setdefault(kind, []).append(prompt)
     missing = [kind for kind, prompts in found.items() if not prompts]
     if missing:
         raise ValueError(
@@ -160,7 +210,7 @@ def _plain_prompts(lines: Iterable[str]) -> Iterator[tuple[int, list[Kind], str]
     """Yield the number of each prompt's line, its kinds and the prompt."""
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#"):
-            yield number, ["object", "live"], line
+            yield number, ["object", "live", "style"], line
 
 
 def _dreambooth_prompts(lines: Iterable[str]) -> Iterator[tuple[int, list[Kind], str]]:

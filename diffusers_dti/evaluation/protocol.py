@@ -15,9 +15,12 @@ from ..parsing import parse_json
 from ..pipeline.protocols import Pipeline
 from .generation import PlannedImage, concepts_loaded, generate_missing, read_provenance
 from .metrics import Metric
-from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, Kind, is_live
+from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS, Kind, is_live
 from .store import Store
 from .summary import Record
+
+BASELINES = ("class", "initialization", "description")
+BUILT_IN_PROMPTS: dict[Kind, Sequence[str]] = {"object": OBJECT_PROMPTS, "live": LIVE_PROMPTS, "style": STYLE_PROMPTS}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,32 @@ class Run:
         return folder
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """Words in place of a learned concept: what a run must surpass, or can at most reach.
+
+    Args:
+        name: the field of the subject that has the words, one of `BASELINES`; tables call it so.
+    """
+
+    name: str
+
+    def words_for(self, subject: Subject) -> str:
+        """Return the subject's words.
+
+        Raises:
+            ValueError: if it has no description.
+        """
+        fields = {"class": subject.class_noun, "initialization": subject.initializer, "description": subject.description}
+        words = fields[self.name]
+        if words is None:
+            raise ValueError(
+                f'{subject.name} has no "{self.name}" for the baseline: add the field to its entry in the JSON file, words for '
+                'what it looks like, such as "brown corgi with a red collar".'
+            )
+        return words
+
+
 def prompts_of(subject: Subject, given: Mapping[Kind, Sequence[str]] | None) -> Sequence[str]:
     """Choose the prompts for a subject.
 
@@ -55,27 +84,43 @@ def prompts_of(subject: Subject, given: Mapping[Kind, Sequence[str]] | None) -> 
 
     Returns:
         The given prompts of the subject's kind, or its own, or the built-in ones, with "{}" for the placeholder.
+
+    Raises:
+        ValueError: if prompts were given, but none for the subject's kind.
     """
     kind: Kind = "live" if is_live(subject.class_noun) else "object"
-    if given is not None:
-        return given[kind]
-    return subject.prompts or (LIVE_PROMPTS if kind == "live" else OBJECT_PROMPTS)
+    if subject.learnable_property == "style":
+        kind = "style"
+    if given is None:
+        return subject.prompts or BUILT_IN_PROMPTS[kind]
+    if kind not in given:
+        raise ValueError(
+            f"The prompt file has no prompts for {subject.name}, which is a {kind}: give a text file with one on each line."
+        )
+    return given[kind]
 
 
-def plan_images(run: Run, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[PlannedImage]:
-    """Plan an image for each prompt and seed, named by the prompt with the class noun in the placeholder's place."""
+def plan_images(
+    run: Run | Baseline, subject: Subject, prompts: Sequence[str], seeds: Sequence[int], folder: Path
+) -> list[PlannedImage]:
+    """Plan an image for each prompt and seed, named by the prompt with the class noun in the placeholder's place.
+
+    Raises:
+        ValueError: if the subject lacks the words of a baseline.
+    """
+    shown = run.words_for(subject) if isinstance(run, Baseline) else subject.placeholder_token
     planned = []
     for seed in seeds:
         for number, prompt in enumerate(prompts):
             words = prompt.replace("{}", subject.class_noun)
-            text = prompt.replace("{}", subject.placeholder_token)
+            text = prompt.replace("{}", shown)
             planned.append(PlannedImage.named(folder / run.name / subject.name, number, words, text, seed))
     return planned
 
 
 def generate_subject(
     pipe: Pipeline,
-    run: Run,
+    run: Run | Baseline,
     subject: Subject,
     images: Sequence[PlannedImage],
     model: Mapping[str, Any],
@@ -86,7 +131,7 @@ def generate_subject(
 
     Args:
         pipe: the pipeline, without the concept.
-        run, subject: which concept.
+        run, subject: which concept; a baseline has none.
         images: from `plan_images`.
         model: what identifies the pipeline, as JSON values.
         batch_size, call: see `generate_missing`.
@@ -95,12 +140,13 @@ def generate_subject(
         OSError: if the run has not learned the subject.
         ValueError: if the call does not have an argument.
     """
-    with concepts_loaded(pipe, [run.folder_of(subject)], run.token_scale, subject.placeholder_token) as digest:
+    sources, scale = ([run.folder_of(subject)], run.token_scale) if isinstance(run, Run) else ([], None)
+    with concepts_loaded(pipe, sources, scale, subject.placeholder_token) as digest:
         generate_missing(pipe, images, {"concepts": digest, "model": model}, batch_size, call)
 
 
 def score(
-    run: Run, subject: Subject, images: Sequence[PlannedImage], metrics: Mapping[str, tuple[Metric, Store]]
+    run: Run | Baseline, subject: Subject, images: Sequence[PlannedImage], metrics: Mapping[str, tuple[Metric, Store]]
 ) -> list[Record]:
     """Score images by every metric. Scores that a store already has are not computed again.
 
@@ -119,7 +165,7 @@ def score(
     missing = [str(image.path) for image in images if not _is_generated(image)]
     if missing:
         raise OSError(f"{len(missing)} of {len(images)} images of {subject.name} are missing, the first is {missing[0]}.")
-    texts = [image.prompt.replace(subject.placeholder_token, subject.class_noun) for image in images]
+    texts = [image.words for image in images]
     settings = _score_settings(subject, images, texts)
     scores: list[dict[str, float]] = [{} for _ in images]
     for spec, (metric, store) in metrics.items():

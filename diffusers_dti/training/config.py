@@ -10,12 +10,12 @@ from .. import families
 from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE, check_word
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
+from ..data.subject_fields import LearnableProperty
 from ..families.base import Family
 from ..pipeline.text_encoders import Pooling, ScaleRule
 from .defaults import (
     AdapterKind,
     DirectionOptimizer,
-    LearnableProperty,
     MixedPrecision,
     PrefixSpace,
     Schedule,

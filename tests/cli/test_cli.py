@@ -26,6 +26,7 @@ from diffusers_dti.cli.arguments import scale, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
+from diffusers_dti.training.samples import STYLE_TEMPLATES, prepare_samples
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "3"]
@@ -284,6 +285,47 @@ def test_a_failing_subject_stops_no_other(model, subjects, tmp_path, capsys):
     assert DirectionalInversion.from_pretrained(tmp_path / "other" / "rex").num_vectors == 2
 
 
+def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, monkeypatch):
+    """One of the authors' list, whose caption it is trained with, and one that says it itself, with built-in templates."""
+    photos[0].save(tmp_path / "04.png")
+    own = {"url": None, "path": "04.png", "images": None, "class": "red toy", "template": "A village in {} style."}
+    file, trained = tmp_path / "styles.json", {}
+    file.write_text(json.dumps({"04": own, "said": {"path": "04.png", "class": "toy", "learnable_property": "style"}}))
+
+    def keep(family, config, encoders, placeholder, given):
+        samples = prepare_samples(family, config, encoders, placeholder, given)
+        trained[placeholder] = samples.templates
+        return samples
+
+    monkeypatch.setattr("diffusers_dti.training.trainer.prepare_samples", keep)
+    monkeypatch.chdir(tmp_path)
+    assert dti("train", file, "--model", model, *SMALL, "--learnable_property", "style", "--output_dir", "style") == 0
+    assert dti("train", file, "--model", model, *SMALL, "--instances", "said", "--output_dir", "plain") == 0
+    assert trained == {"<04>": ("A village in {} style.",), "<said>": STYLE_TEMPLATES}
+    for folder in ("style/04", "style/said", "plain/said"):
+        assert DirectionalInversion.from_pretrained(folder).metadata["training"]["learnable_property"] == "style"
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    command = ["evaluate", file, "--model", model, "--runs", "style", "--metrics", "metric.py:counted", "--output_dir", "out"]
+    assert dti(*command, "--instances", "04", "--learnable_property", "style", "--seeds", 0, *CALL) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 41 and "04 a lighthouse on a cliff in red toy style" in calls
+
+
+def test_dreambench_plus(model, photos, tmp_path):
+    for name in ("captions", "images"):
+        (tmp_path / "bench" / name / "object").mkdir(parents=True)
+    photos[0].save(tmp_path / "bench" / "images" / "object" / "07.jpg")
+    (tmp_path / "bench" / "captions" / "object" / "07.txt").write_text("toy\na toy in the snow\na red toy\n")
+    common = [tmp_path / "bench", "--model", model, "--instances", "object_07_toy"]
+    assert dti("train", *common, *SMALL, "--output_dir", tmp_path / "run") == 0
+    learned = DirectionalInversion.from_pretrained(tmp_path / "run" / "object_07_toy")
+    assert (learned.placeholder_token, learned.metadata["initializer"]) == ("<object_07_toy>", "toy")
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    own = ["--runs", tmp_path / "run", "--metrics", f"{tmp_path / 'metric.py'}:counted", "--output_dir", tmp_path / "out"]
+    assert dti("evaluate", *common, *own, "--seeds", 0, *CALL) == 0
+    assert (tmp_path / "calls").read_text().splitlines() == ["object_07_toy a toy in the snow", "object_07_toy a red toy"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -376,6 +418,51 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     assert "1 of 4 images of rex are missing" in err and one.name in err
 
 
+def test_baselines_are_in_the_same_tables(model, subjects, runs, tmp_path, capsys):
+    (tmp_path / "metric.py").write_text(METRIC)
+    (tmp_path / "prompts.txt").write_text("a {} on the beach\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "evaluation", *CALL]
+    command += ["--metrics", f"{tmp_path / 'metric.py'}:counted", "--prompt_file", tmp_path / "prompts.txt", "--seeds", 0]
+    assert dti(*command) == 1 and "nothing to evaluate: give --runs, --baselines or both" in capsys.readouterr().err
+    described = [*command, "--runs", runs / "dti", "--baselines", "class", "description"]
+    assert dti(*described) == 1
+    assert 'dti evaluate: rex has no "description" for the baseline: add the field' in capsys.readouterr().err
+    assert not (tmp_path / "evaluation").exists()  # nothing was generated before
+    entries = json.loads(subjects.read_text())
+    entries["rex"]["description"] = "red dog on a ball"
+    subjects.write_text(json.dumps(entries))
+    assert dti(*described) == 0
+    result = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert list(result) == ["dti", "class", "description"]
+    assert {r["mean"]["prompt"]["mean"] for r in result.values()} == {len("a dog on the beach")}
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "pictures").rglob("*.png")}
+    assert dti(*command, "--baselines", "class", "description") == 0  # without a run, and nothing is drawn twice
+    assert list(json.loads((tmp_path / "evaluation" / "results.json").read_text())) == ["class", "description"]
+    assert written == {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "pictures").rglob("*.png")}
+    assert len((tmp_path / "calls").read_text().splitlines()) == len(written) == 3
+
+
+def test_scores_against_photos_that_training_did_not_see(model, subjects, runs, tmp_path, capsys):
+    """The runs of the fixture have seen all photos. They are refused, also once their record is gone."""
+    (tmp_path / "metric.py").write_text(METRIC.replace("== 3", "== 1"))
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    common = [subjects, "--model", model, "--instances", "rex"]
+    command = ["evaluate", *common, "--output_dir", tmp_path / "evaluation", *CALL, "--held_out", "--seeds", 0]
+    command += ["--metrics", f"{tmp_path / 'metric.py'}:counted", "--prompt_file", tmp_path / "prompts.txt", "--runs"]
+    assert dti(*command, runs / "dti") == 1 and 'rex has no "held_out": name the photos' in capsys.readouterr().err
+    entries = json.loads(subjects.read_text())
+    entries["rex"]["held_out"] = ["1.png"]
+    subjects.write_text(json.dumps(entries))
+    assert dti(*command, runs / "dti") == 1 and "rex was trained on 1.png" in capsys.readouterr().err
+    (runs / "dti" / "rex" / "photos.json").unlink()
+    assert dti(*command, runs / "dti", "--skip_generation") == 1
+    assert "rex does not tell which photos its concept was trained on (photos.json)" in capsys.readouterr().err
+    assert not (tmp_path / "calls").exists()
+    assert dti("train", *common, *SMALL, "--output_dir", tmp_path / "unseen") == 0
+    assert dti(*command, tmp_path / "unseen", "--baselines", "class") == 0  # the metric checks that there is one photo
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
 def test_evaluate_what_was_not_learned(model, subjects, tmp_path, capsys):
     (tmp_path / "metric.py").write_text(METRIC)
     command = ["evaluate", subjects, "--model", model, "--runs", tmp_path / "nothing", "--output_dir", tmp_path / "evaluation"]
@@ -425,6 +512,23 @@ def test_what_would_be_mistaken_for_something_else(model, subjects, runs, tmp_pa
     picture.rename(picture.with_name("00_a_dog_on_the_beach_on_the_left.png"))
     assert dti(*common, "--runs", runs / "dti", "--seeds", 0, "--skip_generation") == 1
     assert "are missing" in capsys.readouterr().err
+
+
+def test_the_metric_of_the_documentation(model, subjects, runs, tmp_path):
+    (body,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "command_line.md").read_text(), re.S)
+    (tmp_path / "metric.py").write_text(body)
+    (tmp_path / "prompts.txt").write_text("a {}\n")
+    command = ["evaluate", subjects, "--model", model, "--instances", "rex", "--output_dir", tmp_path / "out", *CALL]
+    command += ["--prompt_file", tmp_path / "prompts.txt", "--seeds", 0, "--runs", runs / "dti"]
+    assert dti(*command, "--metrics", f"{tmp_path / 'metric.py'}:colors") == 0
+    (image,) = (tmp_path / "out" / "pictures").rglob("*.png")
+    means = []
+    for path in (image, *(tmp_path / "photos" / "rex").iterdir()):
+        with Image.open(path) as opened:
+            means.append(torch.tensor(list(opened.tobytes()), dtype=torch.float64).view(-1, 3).mean(0))
+    expected = 1 - (means[0] - torch.stack(means[1:]).mean(0)).abs().mean().item() / 255
+    score = json.loads((tmp_path / "out" / "results.json").read_text())["dti"]["mean"]["colors"]["mean"]
+    assert score == pytest.approx(expected) and 0 < score < 1
 
 
 @pytest.mark.parametrize(

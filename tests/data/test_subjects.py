@@ -73,6 +73,52 @@ def test_an_image_instead_of_a_folder_and_a_prompt_instead_of_a_list(write):
     assert len(subject.photos) == 1
 
 
+def test_the_authors_list_of_styles(write):
+    """The fields of their styledrop.json: an image each, no list of images, a prompt as its caption, and an address."""
+    entry = {"url": None, "path": "photos/dog/1.png", "images": None, "class": "oil painting"}
+    more = {"initialization": "painting in oil", "template": "A village in {} style."}
+    path = write({"04": entry | more})
+    (style,) = read_subjects(path, learnable_property="style")
+    assert (style.placeholder_token, style.class_noun, style.initializer) == ("<04>", "oil painting", "painting in oil")
+    assert [f.name for f in style.files] == ["1.png"] and style.templates == ("A village in {} style.",)
+    assert style.learnable_property == "style" and read_subjects(path)[0].learnable_property == "object"
+
+
+def test_the_authors_list_of_textual_inversions_subjects(write):
+    entry = {"path": "photos/dog", "class": "statue", "subject": "cat statue", "initialization": "statue"}
+    (subject,) = read_subjects(write({"cat_statue": entry}))
+    assert (subject.class_noun, subject.initializer, subject.templates) == ("statue", "statue", None)
+    assert len(subject.files) == 3 and subject.learnable_property == "object" and subject.description == "cat statue"
+
+
+def test_a_subject_may_say_that_it_is_a_style(write):
+    """The field goes before what is said for all subjects of the file."""
+    path = write({"a": dog(learnable_property="style")["dog"], "b": dog(learnable_property="object")["dog"], "c": dog()["dog"]})
+    assert [s.learnable_property for s in read_subjects(path)] == ["style", "object", "object"]
+    assert [s.learnable_property for s in read_subjects(path, learnable_property="style")] == ["style", "object", "style"]
+
+
+def test_a_description_in_words(write):
+    plain, own = read_subjects(write(dog() | {"own": dog(description="brown dog", subject="dog")["dog"]}))
+    assert plain.description is None and own.description == "brown dog"
+
+
+def test_photos_that_are_held_out(write, tmp_path):
+    """Training does not get them, and a caption stays with its photo."""
+    texts = ["a {} on grass", "a {} indoors", "a {} asleep"]
+    named = {"images": ["2.png", "0.png", "1.png"], "template": texts, "held_out": ["0.png"]}
+    (subject,) = read_subjects(write(dog(**named)))
+    assert [f.name for f in subject.files] == ["2.png", "1.png"] and subject.captions == (texts[0], texts[2])
+    unseen = subject.with_held_out_photos()
+    assert [f.name for f in unseen.files] == ["0.png"] and len(unseen.photos) == 1 and len(subject.photos) == 2
+    (tmp_path / "photos" / "dog" / "1.txt").write_text("a {} asleep")
+    (subject,) = read_subjects(write(dog(held_out=["0.png"])))
+    assert [f.name for f in subject.files] == ["1.png", "2.png"] and subject.captions == ("a {} asleep", None)
+    (plain,) = read_subjects(write(dog(held_out=None)))
+    with pytest.raises(ValueError, match='dog has no "held_out": name the photos to keep from training'):
+        plain.with_held_out_photos()
+
+
 def test_captions_with_the_word_itself_and_empty_ones(write, tmp_path):
     for name, text in (("0", "a <dog> asleep"), ("1", ""), ("2", "a {}")):
         (tmp_path / "photos" / "dog" / f"{name}.txt").write_text(text)
@@ -155,6 +201,15 @@ def test_reads_only_the_names(write):
         (dog(template=["a {}", "a dog"]), ValueError, "'dog' of .*'a dog' in its \"template\" needs"),
         (dog(template=[]), ValueError, "'dog' of .*\"template\" must be a list of prompts; remove it"),
         (dog(template={"a": 1}), ValueError, "'dog' of .*\"template\" must be a list of prompts"),
+        (
+            dog(learnable_property="face"),
+            ValueError,
+            "'dog' of .* has the \"learnable_property\" 'face': it can be \"object\" or",
+        ),
+        (dog(description=" "), ValueError, "'dog' of .* has a \"description\" that is not text: give words for"),
+        (dog(held_out="0.png"), ValueError, "'dog' of .*\"held_out\" must be a list of file names; remove it"),
+        (dog(held_out=["7.png"]), OSError, r"'dog' of .* lacks '7\.png'\. Put them there, or remove them from \"held_out\""),
+        (dog(held_out=["0.png", "1.png", "2.png"]), ValueError, "'dog' of .*\"held_out\" leaves no photo to train on"),
         (dog(prompts=["a dog"]), ValueError, "'dog' of .*'a dog' in its \"prompts\" needs"),
         (dog(prompts="a {}"), ValueError, "'dog' of .*\"prompts\" must be a list of prompts"),
     ],

@@ -51,7 +51,7 @@ def save_adapter(pipe, folder, seed):
 # ----------------------------------------------------------------------------------------------------------- the names
 def test_files_are_named_by_their_words(tmp_path):
     image = PlannedImage.named(tmp_path, 7, "a <dog>: über-nice!", "a <x>: über-nice!", 12)
-    assert image == PlannedImage(tmp_path / "12" / "07_a_dog_ber_nice.png", "a <x>: über-nice!", 12)
+    assert image == PlannedImage(tmp_path / "12" / "07_a_dog_ber_nice.png", "a <x>: über-nice!", 12, "a <dog>: über-nice!")
     long = PlannedImage.named(tmp_path, 100, "word " * 99, "word " * 99, 0)
     assert long.path.name.startswith("100_word_word_") and len(long.path.stem) == 84
 

@@ -3,7 +3,7 @@ import os
 import pytest
 from helpers import no_hanging
 
-from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, is_live, read_prompts
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS, is_live, read_prompts
 
 DREAMBOOTH = """Classes
 
@@ -40,6 +40,12 @@ def test_there_are_as_many_prompts_as_in_the_paper(prompts):
     assert sum(prompt.endswith("{}") for prompt in prompts) >= 5  # the placeholder late
 
 
+def test_a_style_has_as_many_prompts_as_an_object():
+    assert len(STYLE_PROMPTS) == len(set(STYLE_PROMPTS)) == 41
+    for prompt in STYLE_PROMPTS:
+        assert prompt.endswith(" in {} style") and prompt.count("{") == 1 and len(prompt.split()) < 25
+
+
 @pytest.mark.parametrize(
     ("word", "live"),
     [
@@ -68,7 +74,7 @@ def test_reads_the_file_of_dreambooth(tmp_path):
 def test_reads_a_prompt_from_each_line(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# mine\n\n a {} in a café \nbeside a tree, a {}\n", encoding="utf-8")
-    assert read_prompts(path) == {kind: ["a {} in a café", "beside a tree, a {}"] for kind in ("object", "live")}
+    assert read_prompts(path) == {kind: ["a {} in a café", "beside a tree, a {}"] for kind in ("object", "live", "style")}
 
 
 @pytest.mark.parametrize("line", ["a dog", "a {} and a {}", "a {0}", "a {} in {place}", "a { } here"])

@@ -9,8 +9,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from diffusers_dti.data.subjects import read_subjects
 from diffusers_dti.evaluation.generation import PlannedImage, read_provenance
-from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS
-from diffusers_dti.evaluation.protocol import Run, generate_subject, plan_images, prompts_of, score
+from diffusers_dti.evaluation.prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS
+from diffusers_dti.evaluation.protocol import BASELINES, Baseline, Run, generate_subject, plan_images, prompts_of, score
 from diffusers_dti.evaluation.store import Store
 from diffusers_dti.evaluation.summary import summarize
 
@@ -53,11 +53,11 @@ def generated(sdxl, run, subject, images):
 class Brightness:
     """A metric that remembers what it was asked."""
 
-    def __init__(self, name="brightness"):
-        self.name, self.asked = name, []
+    def __init__(self, name="brightness", photos=3):
+        self.name, self.photos, self.asked = name, photos, []
 
     def __call__(self, images, texts, subject):
-        assert all(image.mode == "RGB" for image in images) and len(subject.photos) == 3
+        assert all(image.mode == "RGB" for image in images) and len(subject.photos) == self.photos
         self.asked += texts
         return {self.name: [sum(image.convert("L").tobytes()) / (16 * 16) for image in images]}
 
@@ -88,12 +88,27 @@ def test_prompts_of_a_subject(tmp_path, photos, class_noun, built_in):
     assert prompts_of(plain, given) == prompts_of(own, given) == expected
 
 
+def test_a_style_has_its_own_prompts_whatever_its_class(tmp_path, photos):
+    """A style named after a living thing is no living thing, and DreamBooth's prompts are none for styles."""
+    photos[0].save(tmp_path / "0.png")
+    entry = {"path": str(tmp_path / "0.png"), "class": "cartoon cat", "learnable_property": "style"}
+    (tmp_path / "subjects.json").write_text(json.dumps({"toon": entry}))
+    (style,) = read_subjects(tmp_path / "subjects.json")
+    assert prompts_of(style, None) == STYLE_PROMPTS
+    assert prompts_of(style, {"object": ["a {}"], "live": ["my {}"], "style": ["a hut in {} style"]}) == ["a hut in {} style"]
+    with pytest.raises(ValueError, match="no prompts for toon, which is a style: give a text file"):
+        prompts_of(style, {"object": ["a {}"], "live": ["a {}"]})
+
+
 def test_images_are_named_by_the_class_noun_and_generated_with_the_placeholder(tmp_path, images):
     folder = tmp_path / "images" / "dti" / "rex"
     expected = []
     for seed in (0, 5):
-        expected.append(PlannedImage(folder / str(seed) / "00_a_dog_on_the_beach.png", "a <rex> on the beach", seed))
-        expected.append(PlannedImage(folder / str(seed) / "01_a_red_dog.png", "a red <rex>", seed))
+        for name, prompt, words in (
+            ("00_a_dog_on_the_beach.png", "a <rex> on the beach", "a dog on the beach"),
+            ("01_a_red_dog.png", "a red <rex>", "a red dog"),
+        ):
+            expected.append(PlannedImage(folder / str(seed) / name, prompt, seed, words))
     assert images == expected
 
 
@@ -123,6 +138,30 @@ def test_another_concept_or_model_is_generated_again(sdxl, concept, run, subject
     generate_subject(sdxl, run, subject, generated, {"model": "other"}, 4, CALL)
     found.append(read_provenance(generated[0].path))
     assert len(set(found)) == 3
+
+
+def test_baselines_show_words_and_are_scored_by_the_same_text(tmp_path, sdxl, photos):
+    """The words are in the prompt alone: metrics read the class noun, as for a run."""
+    photos[0].save(tmp_path / "0.png")
+    entry = {"path": str(tmp_path / "0.png"), "class": "dog", "initialization": "red dog", "description": "small red dog"}
+    (tmp_path / "subjects.json").write_text(json.dumps({"rex": entry, "bare": {"path": entry["path"], "class": "dog"}}))
+    rex, bare = read_subjects(tmp_path / "subjects.json")
+    found = {}
+    for name in BASELINES:
+        baseline, asked = Baseline(name), Brightness(photos=1)
+        images = plan_images(baseline, rex, ["a red {}"], [3], tmp_path / "images")
+        assert images[0].path == tmp_path / "images" / name / "rex" / "3" / "00_a_red_dog.png"
+        generate_subject(sdxl, baseline, rex, images, {"model": "tiny"}, 1, CALL)
+        (record,) = score(baseline, rex, images, {"a": (asked, store(tmp_path))})
+        assert record["run"] == name and asked.asked == ["a red dog"]
+        expected = sdxl(f"a red {entry[name]}", generator=torch.Generator("cpu").manual_seed(3), **CALL).images[0]
+        with Image.open(images[0].path) as image:
+            found[name] = image.tobytes()
+        assert found[name] == expected.tobytes()
+    assert len(set(found.values())) == 3
+    assert plan_images(Baseline("initialization"), bare, ["a {}"], [0], tmp_path)[0].prompt == "a dog"
+    with pytest.raises(ValueError, match='bare has no "description" for the baseline: add the field to its entry'):
+        plan_images(Baseline("description"), bare, ["a {}"], [0], tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------ the scores
