@@ -1,5 +1,6 @@
 """The base class of architectures: what training needs to know about one, and the batch that it gets."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,10 +163,15 @@ class Family(ABC):
             generator: the source of noise.
         """
 
-    def present_denoisers(self) -> dict[str, nn.Module]:
+    def present_denoisers(self) -> dict[str, Any]:
         """Return the denoisers that the pipeline has, by component."""
         components = self.pipe.components
         return {n: components[n] for n in self.denoisers if components.get(n) is not None}
+
+    @functools.cached_property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype that each denoiser computes in. It is read once, because diffusers walks through all modules for it."""
+        return {name: denoiser.dtype for name, denoiser in self.present_denoisers().items()}
 
 
 def uncompiled_component(pipe: Pipeline, name: str) -> nn.Module | None:

@@ -65,7 +65,7 @@ class Sana(FlowFamily):
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
         transformer = self.pipe.transformer
-        config, dtype = transformer.config, transformer.dtype
+        config, dtype = transformer.config, self.dtypes["transformer"]
         latents, sigmas = self.noisy_latents(batch)
         if config.guidance_embeds:
             guidance = torch.full_like(sigmas, SPRINT_GUIDANCE * config.guidance_embeds_scale, dtype=dtype)

@@ -42,7 +42,7 @@ class UNetFamily(Family):
 
     def noisy_latents(self, batch: Batch) -> Tensor:
         """Add noise to the latents at the batch's timesteps, in the UNet's dtype."""
-        return self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps).to(self.pipe.unet.dtype)
+        return self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps).to(self.dtypes["unet"])
 
     def target(self, batch: Batch) -> Tensor:
         prediction_type = self.scheduler.config.prediction_type

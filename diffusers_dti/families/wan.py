@@ -88,11 +88,11 @@ class Wan(FlowFamily):
         high = torch.ones_like(sigmas, dtype=torch.bool) if self.boundary is None else sigmas >= self.boundary
         for name, chosen in zip(self.denoisers, (high, ~high)):
             if chosen.any():
-                model = getattr(self.pipe, name)
-                part = model(
-                    latents[chosen].to(model.dtype),
+                dtype = self.dtypes[name]
+                part = getattr(self.pipe, name)(
+                    latents[chosen].to(dtype),
                     sigmas[chosen] * self.scheduler.config.num_train_timesteps,
-                    conditioning["context"][chosen].to(model.dtype),
+                    conditioning["context"][chosen].to(dtype),
                 ).sample
                 prediction = prediction.index_put((chosen,), part.float())
         return prediction
