@@ -75,14 +75,30 @@ def test_the_protocol(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "images" / "sheet.png").is_file() and (tmp_path / "evaluation" / "results.png").is_file()
 
 
-def test_many_words(sdxl, tmp_path, monkeypatch):
+@pytest.fixture
+def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples" / "benchmarks")
+
+
+def test_many_words(sdxl, tmp_path, benchmarks):
     import many_words
 
     times = many_words.measure(sdxl, 60, tmp_path)
     assert len(times) == 8 and min(times.values()) > 0 and sdxl.directional_inversions == {}
     tokens = many_words.tokenizer(2000)
     assert len(tokens) == 2000 and len(tokens("some words").input_ids) > 2
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sana", "wan"])
+def test_a_step_does_the_work_of_its_floor(family, benchmarks, monkeypatch):
+    """The benchmark itself raises if the numbers of operations differ."""
+    import pipelines
+    import steps
+
+    real = pipelines.tokenizer
+    monkeypatch.setattr(pipelines, "tokenizer", lambda size, length=77: real(500, length))
+    line = steps.row(family, steps.measure(family, 1, 2))
+    assert line.startswith(f"| {family} | ") and line.count(" | ") == 5
 
 
 SCRIPTS = (
@@ -94,6 +110,7 @@ SCRIPTS = (
     "wan.py",
     "benchmarks/text_length.py",
     "benchmarks/many_words.py",
+    "benchmarks/steps.py",
     "worlds/gates.py",
     "worlds/study.py",
 )

@@ -5,9 +5,7 @@ because loading does not use them. Times are CPU times of one thread, in millise
 """
 
 import argparse
-import itertools
 import resource
-import string
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,31 +13,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, SanaPipeline, StableDiffusionXLPipeline
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+from pipelines import tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
-
-
-def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Make a BPE tokenizer with a vocabulary of random words."""
-    vocabulary = {"<pad>": 0, "<unk>": 1, "<eos>": 2} | {letter: 3 + i for i, letter in enumerate(string.ascii_lowercase)}
-    merges, tokens = [], list(string.ascii_lowercase)
-    for first, second in itertools.product(range(10**6), range(26)):
-        word = tokens[first] + tokens[second]
-        if word not in vocabulary:
-            vocabulary[word] = len(vocabulary)
-            merges.append((tokens[first], tokens[second]))
-            tokens.append(word)
-        if len(vocabulary) == size:
-            break
-    inner = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.add_special_tokens([AddedToken(token) for token in ("<pad>", "<unk>", "<eos>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", bos_token="<eos>", model_max_length=77
-    )
 
 
 def build(family: str) -> DiffusionPipeline:
