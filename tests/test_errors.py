@@ -31,12 +31,6 @@ TABLE = {
         "(`token`, in training `placeholder_token`). If stock `load_textual_inversion` put it there, "
         "`unload_textual_inversion` takes it out.",
     ),
-    "a placeholder that is loaded": (
-        {"placeholder_token": "<cat>"},
-        "photos",
-        "ValueError: <cat> is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
-        "unload it first with `unload_directional_inversion('<cat>')`.",
-    ),
     "an empty initializer": (
         {"initializer_token": " "},
         "photos",

@@ -1,38 +1,30 @@
-"""Load, unload and save concepts: check everything first, then change the pipeline."""
+"""The functions that load, unload, list and save concepts."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, overload
 
-from diffusers.utils import logging
-
 from ..concept.inversion import DirectionalInversion
-from . import vocabulary
+from .exchange import inject, withdraw
 from .locks import changing, check_not_in_training
-from .matching import match_components
-from .offload import all_offload_disabled
 from .pooling import pooling_of
-from .prompt_check import check_placeholder, warn_if_ordinary
 from .protocols import Pipeline, Source
-from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
-from .vocabulary_check import check
-
-logger = logging.get_logger(__name__)
+from .text_encoders import Pooling, ScaleRule, present_text_encoders
 
 
 @overload
 def load_directional_inversion(
     pipe: Pipeline, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
 ) -> DirectionalInversion: ...  # fmt: skip
 
 
 @overload
 def load_directional_inversion(
     pipe: Pipeline, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
 ) -> list[DirectionalInversion]: ...  # fmt: skip
 
 
@@ -43,6 +35,7 @@ def load_directional_inversion(
     token_scale: ScaleRule | float | None = None,
     pooling: Pooling | None = None,
     hf_token: str | bool | None = None,
+    replace: bool = False,
     **kwargs: Any,
 ) -> DirectionalInversion | list[DirectionalInversion]:
     """Load a learned concept, or several, into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
@@ -55,6 +48,7 @@ def load_directional_inversion(
             default.
         pooling: "eos" or "legacy", where CLIP's text vector is pooled; by default as the concept was trained.
         hf_token: the Hub's access token.
+        replace: unload the concept that is loaded under the same placeholder, if there is one, in the same change.
         kwargs: `weight_name`, `allow_pickle`, and arguments of `huggingface_hub.hf_hub_download`.
 
     Returns:
@@ -64,6 +58,7 @@ def load_directional_inversion(
         ValueError: if a concept does not fit, or a placeholder is taken; nothing is loaded then.
         TypeError: if there is no such argument.
         OSError: if there is nothing at the source, or the Hub cannot be reached.
+        RuntimeError: if a concept would be replaced while an encoder is being trained.
 
     Example:
 
@@ -80,7 +75,7 @@ def load_directional_inversion(
     if len(tokens) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
         raise ValueError(f"`token` needs a placeholder for each of {len(sources)} concepts, or is left out.")
     concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in zip(sources, tokens)]
-    loaded = inject(pipe, concepts, token_scale)
+    loaded = inject(pipe, concepts, token_scale, replace=replace)
     return loaded if isinstance(source, list | tuple) else loaded[0]
 
 
@@ -93,7 +88,7 @@ def _read(
     if isinstance(source, DirectionalInversion):
         if kwargs:
             raise TypeError(f"{', '.join(kwargs)} cannot be used with a `DirectionalInversion`, which is in memory already.")
-        inversion = source if token is None else replace(source, placeholder_token=token)
+        inversion = source if token is None else dataclasses.replace(source, placeholder_token=token)
     else:
         _check_arguments(kwargs)
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
@@ -110,65 +105,6 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
         raise TypeError(f"`load_directional_inversion` has no argument {', '.join(unknown)}.")
 
 
-def inject(
-    pipe: Pipeline,
-    concepts: Sequence[tuple[DirectionalInversion, Pooling]],
-    token_scale: ScaleRule | float | None = None,
-    reuse_existing: bool = True,
-) -> list[DirectionalInversion]:
-    """Add concepts to the pipeline's tokenizers and tables: all of them whole, or nothing.
-
-    Args:
-        pipe: the pipeline.
-        concepts: the concepts, each with "eos" or "legacy", where CLIP's text vector is pooled.
-        token_scale: "mean", "min" or "max" of the encoder's vocabulary, or a number; None keeps the concepts' own scales.
-        reuse_existing: reuse a concept's tokens and rows if a reopened pipeline already has them.
-
-    Returns:
-        The parts of the concepts that were loaded, with their scale.
-
-    Raises:
-        ValueError: if a concept does not fit, or a placeholder is taken; the pipeline is then unchanged.
-    """
-    encoders = find_text_encoders(pipe)
-    if len({id(encoder.tokenizer) for encoder in encoders.values()}) < len(encoders):
-        raise ValueError(
-            f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, with `copy.deepcopy`."
-        )
-    loaded: list[DirectionalInversion] = []
-    parts: dict[str, list[tuple[DirectionalInversion, Pooling]]] = {component: [] for component in encoders}
-    models = [encoder.model for encoder in encoders.values()]
-    with changing(models), all_offload_disabled(models):
-        for given, pooling in concepts:
-            inversion = _fitted(pipe, encoders, given, token_scale)
-            loaded.append(inversion)
-            for component in inversion.directions:
-                parts[component].append((inversion, pooling))
-        for component, own in parts.items():
-            check(encoders[component], [inversion for inversion, _ in own], reuse_existing)
-        vocabulary.add((encoders[component], own) for component, own in parts.items())
-    return loaded
-
-
-def _fitted(
-    pipe: Pipeline,
-    encoders: Mapping[str, TextEncoder],
-    inversion: DirectionalInversion,
-    token_scale: ScaleRule | float | None,
-) -> DirectionalInversion:
-    """Return the parts of a concept that are for this pipeline, at the norms that were asked for."""
-    inversion = match_components(pipe, encoders, inversion)
-    matching = {c: encoders[c] for c in inversion.directions}
-    missing = sorted(encoders.keys() - matching.keys())
-    if missing:
-        logger.warning(
-            f"{inversion.placeholder_token} has nothing for {', '.join(missing)}: there it remains an ordinary, unknown word."
-        )
-    check_placeholder(pipe, inversion.placeholder_token)
-    warn_if_ordinary(matching.values(), inversion.placeholder_token)
-    return inversion if token_scale is None else rescale(matching, inversion, token_scale)
-
-
 def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
     """Return the concepts that are loaded in a pipeline, by placeholder, in order of loading."""
     loaded: dict[str, DirectionalInversion] = {}
@@ -177,7 +113,7 @@ def directional_inversions(pipe: Pipeline) -> dict[str, DirectionalInversion]:
             here, other = concept.inversion, loaded.setdefault(placeholder, concept.inversion)
             if other is not here:  # its files were loaded one by one
                 directions, scales = other.directions | here.directions, other.scales | here.scales
-                loaded[placeholder] = replace(other, directions=directions, scales=scales)
+                loaded[placeholder] = dataclasses.replace(other, directions=directions, scales=scales)
     return loaded
 
 
@@ -210,14 +146,6 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
             raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
         check_not_in_training(models)
         withdraw(pipe, placeholders)
-
-
-def withdraw(pipe: Pipeline, placeholders: Sequence[str]) -> None:
-    """Unload loaded concepts without a check, as a training run does that failed."""
-    encoders = present_text_encoders(pipe).values()
-    models = [encoder.model for encoder in encoders]
-    with changing(models), all_offload_disabled(models):
-        vocabulary.remove((encoder, [p for p in placeholders if p in encoder.concepts]) for encoder in encoders)
 
 
 def save_directional_inversion(pipe: Pipeline, save_directory: str | Path, token: str | None = None) -> None:

@@ -29,13 +29,13 @@ class DirectionalTextualInversionMixin(_Base):
     @overload
     def load_directional_inversion(
         self, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
     ) -> DirectionalInversion: ...  # fmt: skip
 
     @overload
     def load_directional_inversion(
         self, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
     ) -> list[DirectionalInversion]: ...  # fmt: skip
 
     def load_directional_inversion(
@@ -45,6 +45,7 @@ class DirectionalTextualInversionMixin(_Base):
         token_scale: ScaleRule | float | None = None,
         pooling: Pooling | None = None,
         hf_token: str | bool | None = None,
+        replace: bool = False,
         **kwargs: Any,
     ) -> DirectionalInversion | list[DirectionalInversion]:
         """Load a learned concept into every text encoder of the pipeline, for use in prompts; or several at once.
@@ -64,6 +65,7 @@ class DirectionalTextualInversionMixin(_Base):
             pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" pools at the placeholder, as transformers
                 does with SDXL's configuration. By default as the concept was trained, or "eos" if its file does not say.
             hf_token: the Hub's access token; by default the one of `hf auth login`.
+            replace: unload the concept that is loaded under the same placeholder, if there is one, in the same change.
             kwargs: how to find and read the files:
                 `weight_name`, the one file to read instead of all `learned_embeds*.safetensors`;
                 `subfolder`, the folder within the repository or folder;
@@ -80,6 +82,7 @@ class DirectionalTextualInversionMixin(_Base):
             ValueError: if a concept does not fit the pipeline, a placeholder is taken, or a setting is not one of the choices.
             TypeError: if there is no such argument.
             OSError: if there is nothing at the source, or the Hub cannot be reached.
+            RuntimeError: if a concept would be replaced while an encoder is being trained, also in a training callback.
 
         Example:
 
@@ -104,7 +107,7 @@ class DirectionalTextualInversionMixin(_Base):
             >>> rex, tom = pipe.load_directional_inversion(["user/dti-dog", "user/dti-cat"], token=["<rex>", "<tom>"])
             ```
         """
-        return loading.load_directional_inversion(self, source, token, token_scale, pooling, hf_token, **kwargs)
+        return loading.load_directional_inversion(self, source, token, token_scale, pooling, hf_token, replace, **kwargs)
 
     def unload_directional_inversion(self, token: str | list[str] | None = None) -> None:
         """Unload concepts, as if only the others had ever been loaded.
