@@ -477,6 +477,53 @@ def test_generate_with_braces(model, runs, tmp_path, capsys):
     assert "any of <rex>, <tom>" in capsys.readouterr().err
 
 
+def test_generate_with_another_scheduler(model, runs, tmp_path, capsys):
+    from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+
+    out = tmp_path / "out"
+    call = ["--call", "num_inference_steps=2", "height=16", "width=16"]
+    command = ["generate", "--model", model, *call, "--prompts", "a {} on the beach", "--output_dir", out]
+    command += ["--concepts", runs / "dti" / "rex"]
+    file, seen = out / "0" / "00_a_rex_on_the_beach.png", []
+    for scheduler in ([], ["--scheduler", "EulerDiscreteScheduler"]):
+        assert dti(*command, *scheduler) == 0
+        seen.append(file.read_bytes())
+    assert seen[0] != seen[1]  # it was generated again, by another scheduler
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.load_directional_inversion(runs / "dti" / "rex")
+    size = {"num_inference_steps": 2, "height": 16, "width": 16}
+    expected = pipe("a <rex> on the beach", generator=torch.Generator().manual_seed(0), **size).images[0]
+    with Image.open(file) as image:
+        difference = torch.tensor(list(image.tobytes()), dtype=torch.int) - torch.tensor(list(expected.tobytes()))
+        assert difference.abs().max() <= 1
+    for wrong in ("EulerScheduler", "FlowMatchEulerDiscreteScheduler", "DiffusionPipeline"):
+        assert dti(*command, "--scheduler", wrong) == 1
+        said = capsys.readouterr().err
+        assert f"--scheduler {wrong} is not compatible with" in said and "DDIMScheduler, " in said
+    assert file.read_bytes() == seen[1]
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential"])
+def test_generate_under_offload(model, runs, tmp_path, capsys, monkeypatch, kind):
+    from diffusers import DiffusionPipeline
+
+    command = ["generate", "--model", model, *CALL, "--prompts", "a {}", "--output_dir", tmp_path / "out", "--dtype", "float32"]
+    command += ["--concepts", runs / "dti" / "rex", "--offload", kind]
+    assert dti(*command, "--device", "cpu") == 1
+    assert (
+        f"--offload {kind} keeps weights off a GPU, and the model is opened on the CPU: leave it out."
+        in capsys.readouterr().err
+    )
+    seen = []
+    monkeypatch.setattr(
+        DiffusionPipeline, f"enable_{kind}_cpu_offload", lambda self, device: seen.append((self.device, device))
+    )
+    monkeypatch.setattr("diffusers_dti.cli.open_pipeline._device", torch.device)  # as on a machine that has one
+    assert dti(*command, "--device", "cuda:1") == 0
+    assert seen == [(torch.device("cpu"), torch.device("cuda:1"))] and (tmp_path / "out" / "sheet.png").is_file()
+
+
 def test_generate_with_two_concepts_of_one_word(model, runs, tmp_path, capsys):
     command = ["generate", "--model", model, *CALL, "--prompts", "a <a> and a <rex>", "--output_dir", tmp_path / "out"]
     assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dco" / "rex") == 1
