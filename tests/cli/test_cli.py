@@ -190,8 +190,48 @@ def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
     assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
     assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
-    assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "with other settings (kappa): choose another --output_dir, or learn it anew with --overwrite." in said
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+    assert dti(*command, "--overwrite") == 0 and "already learned" in capsys.readouterr().out  # it is what was asked for
+    assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+
+
+def test_overwriting(model, subjects, tmp_path, capsys, monkeypatch):
+    """The earlier concept stays until the new one is whole, which is the one that an empty folder would get."""
+    own = ["--placeholder_token", "<rex>", "--initializer_token", "dog"]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own, "--checkpointing_steps", 2, "--output_dir"]
+    out, fresh, other = tmp_path / "out", tmp_path / "fresh", ["--kappa", 0.5]
+
+    def files():
+        return {p.name: p.read_bytes() for p in out.iterdir() if p.suffix == ".safetensors"}
+
+    assert dti(*command, out, "--method", "dco") == 0
+    before = files()
+    assert before.keys() == {"learned_embeds.safetensors", "learned_embeds_2.safetensors", "pytorch_lora_weights.safetensors"}
+    assert dti(*command, out, *other, "--overwrite", "--resume_from_checkpoint", "latest") == 1
+    assert "--overwrite learns anew, and --resume_from_checkpoint goes on" in capsys.readouterr().err
+
+    save = DirectionalInversion.save_pretrained
+
+    def full(self, folder):
+        if Path(folder).is_relative_to(out):
+            raise OSError("no space left on device")
+        save(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectionalInversion, "save_pretrained", full)
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert dti(*command, out, *other, "--overwrite") == 1
+    elsewhere = re.search(r"could not be written to. What was learned is in (.+)\.\n", capsys.readouterr().err)[1]
+    assert files() == before and DirectionalInversion.from_pretrained(elsewhere).metadata["training"]["kappa"] == 0.5
+    assert dti(*command, out, *other, "--overwrite") == 0 and "learned, in" in capsys.readouterr().out
+    assert dti(*command, fresh, *other) == 0
+    for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors"):
+        assert (out / name).read_bytes() == (fresh / name).read_bytes() != before[name]
+    assert files().keys() == before.keys() - {"pytorch_lora_weights.safetensors"}  # it belonged to the earlier concept
+    save_file({"mine": torch.ones(1)}, out / "pytorch_lora_weights.safetensors")
+    assert dti(*command, out, "--overwrite") == 0 and "pytorch_lora_weights.safetensors" in files()  # this one to nobody here
 
 
 def test_a_word_is_chosen_once(model, subjects, tmp_path, capsys, monkeypatch):
