@@ -15,8 +15,8 @@ TABLE = {
     "an empty folder": (
         {},
         "empty",
-        "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
-        "3 to 6 photos.",
+        "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .heif, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a "
+        "folder of 3 to 6 photos.",
     ),
     "a broken image": (
         {},

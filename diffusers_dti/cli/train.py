@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="learn finished concepts anew that were learned with other settings or in another model, by default an error; their "
-        "files are replaced when the new concept is whole",
+        help="learn finished concepts anew that were learned with other settings or in another model, by default an error; "
+        "their files are replaced when the new concept is whole",
     )
     add_settings(parser)
 

@@ -205,8 +205,8 @@ def read_provenance(path: Path) -> str | None:
         return None
 
 
-# A video is an animated PNG: it needs no other package, loses nothing, and says what it was generated from as any image does. MP4
-# needs imageio with ffmpeg, or OpenCV, and a place of its own for that text; GIF has 256 colors.
+# A video is an animated PNG: it needs no other package, loses nothing, and says what it was generated from as any image does.
+# MP4 needs imageio with ffmpeg, or OpenCV, and another place for that text; GIF has 256 colors.
 def _save(frames: Sequence[Image.Image], path: Path, provenance: str) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text(PROVENANCE_KEY, provenance)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
-from diffusers_dti.cli.arguments import scale, setting
+from diffusers_dti.cli.arguments import scale, seed, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
@@ -173,6 +173,14 @@ def test_options_are_read_as_the_settings_types():
         "validation_prompt": ["a {}", "my {}"], "templates": ["the {}"],
     }  # fmt: skip
     assert parser.parse_args([*line.split(), "--token_scale", "mean"]).token_scale == "mean"
+
+
+def test_seeds_are_of_64_bits(capsys):
+    assert seed("-7") == -7 and seed(str(2**63 - 1)) == 2**63 - 1
+    for wrong in ("1.5", "one", str(2**63), str(-(2**63) - 1)):
+        with pytest.raises(SystemExit):
+            dti("generate", "--model", "m", "--concepts", "c", "--prompts", "a {}", "--output_dir", "out", "--seeds", wrong)
+        assert f"{wrong!r} is not a whole number of 64 bits, from -2**63 to 2**63 - 1" in capsys.readouterr().err
 
 
 def test_values_of_call_options():
