@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from .concept.inversion import DirectionalInversion
 from .pipeline.loading import load_directional_inversion, save_directional_inversion, unload_directional_inversion
 from .pipeline.locks import hold_directional_inversions
-from .pipeline.mixin import DirectionalTextualInversionMixin, register
+from .pipeline.mixin import DirectionalTextualInversionMixin
+from .pipeline.registration import register
 from .sphere import slerp
 
 if TYPE_CHECKING:

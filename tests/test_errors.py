@@ -15,8 +15,8 @@ TABLE = {
     "an empty folder": (
         {},
         "empty",
-        "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a folder of "
-        "3 to 6 photos.",
+        "ValueError: empty has no images (.avif, .bmp, .gif, .heic, .heif, .jpeg, .jpg, .png, .tif, .tiff, .webp): give a "
+        "folder of 3 to 6 photos.",
     ),
     "a broken image": (
         {},
@@ -30,12 +30,6 @@ TABLE = {
         "ValueError: dog</w> is in the vocabulary of text_encoder already, with another meaning: choose another placeholder "
         "(`token`, in training `placeholder_token`). If stock `load_textual_inversion` put it there, "
         "`unload_textual_inversion` takes it out.",
-    ),
-    "a placeholder that is loaded": (
-        {"placeholder_token": "<cat>"},
-        "photos",
-        "ValueError: <cat> is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
-        "unload it first with `unload_directional_inversion('<cat>')`.",
     ),
     "an empty initializer": (
         {"initializer_token": " "},

@@ -1,6 +1,7 @@
 """Options that several verbs share, and the types of their values."""
 
 import argparse
+import contextlib
 from typing import Any
 
 from ..parsing import parse_json
@@ -52,7 +53,7 @@ def add_generation(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=seed,
         default=seeds,
         metavar="SEED",
         help=f"seeds, one image of each prompt for each of them; by default {' '.join(map(str, seeds))}",
@@ -86,6 +87,18 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """Parse a seed, which torch keeps in 64 bits.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else.
+    """
+    with contextlib.suppress(ValueError):
+        if -(2**63) <= int(text) < 2**63:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 64 bits, from -2**63 to 2**63 - 1")
 
 
 def setting(text: str) -> tuple[str, Any]:

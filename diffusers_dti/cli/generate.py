@@ -37,6 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.scale,
         help='norm of the embeddings: "mean", "min" or "max" of the encoder\'s vocabulary, or a number; by default as stored',
     )
+    parser.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="scheduler of diffusers to generate with, such as EulerDiscreteScheduler; by default the model's own",
+    )
+    parser.add_argument(
+        "--offload",
+        choices=["none", "model", "sequential"],
+        default="none",
+        help="how to save memory on the GPU, by default none: move each model there when it is needed, or each of its layers",
+    )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompts",
@@ -59,11 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate the images that do not exist yet, and write the contact sheet."""
     from ..evaluation.generation import PlannedImage, concepts_loaded, contact_sheet, generate_missing
-    from .open_pipeline import open_pipeline, pipeline_identity
+    from .open_pipeline import open_pipeline, pipeline_identity, set_scheduler
 
     templates = _read_prompts(args.prompts, args.prompt_file)
     concepts, loras = _read_concepts(args.concepts)
-    pipe = open_pipeline(args)
+    pipe = open_pipeline(args, offload=args.offload)
+    if args.scheduler is not None:
+        set_scheduler(pipe, args.scheduler)
     with concepts_loaded(pipe, concepts, args.token_scale, loras=[*args.lora, *loras]) as digest:
         prompts = _fill_in(templates, list(pipe.directional_inversions))
         images = []
@@ -71,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
             for number, prompt in enumerate(prompts):
                 images.append(PlannedImage.named(args.output_dir, number, prompt, prompt, seed))
         origin = {"concepts": digest, "model": pipeline_identity(args)}
+        if args.scheduler is not None:  # only then, so that earlier images are still known
+            origin["scheduler"] = args.scheduler
         generate_missing(pipe, images, origin, args.batch_size, dict(args.call))
     sheet = args.output_dir / "sheet.png"
     contact_sheet(images).save(sheet)

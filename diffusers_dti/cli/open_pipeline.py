@@ -1,7 +1,7 @@
 """Open the pipeline that the options of `arguments.add_model` describe."""
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -12,21 +12,25 @@ from ..training.distributed import processes
 
 # diffusers renamed the argument: from 0.40 on `torch_dtype` is deprecated, and before 0.40 `dtype` is ignored.
 DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+Offload = Literal["none", "model", "sequential"]
 TEXT_COMPONENTS = ("tokenizer", "text_encoder", "scheduler")
 
 
-def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Pipeline:
+def open_pipeline(args: argparse.Namespace, text_only: bool = False, offload: Offload = "none") -> Pipeline:
     """Open the pipeline on its device.
 
     Args:
         args: the options of `add_model`.
         text_only: load only tokenizers, text encoders and the scheduler, and download nothing else.
+        offload: "model" or "sequential" to keep the weights on the CPU, and move them to the device when they are needed.
 
     Raises:
-        ValueError: if the device cannot be used.
+        ValueError: if the device cannot be used, or there is none to offload from.
         OSError: if there is no such model.
     """
     device = _device(args.device) if args.device else processes().device
+    if offload != "none" and device.type == "cpu":
+        raise ValueError(f"--offload {offload} keeps weights off a GPU, and the model is opened on the CPU: leave it out.")
     dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     options: dict[str, Any] = {DTYPE_ARGUMENT: getattr(torch, dtype)}
     if args.revision is not None:
@@ -39,8 +43,28 @@ def open_pipeline(args: argparse.Namespace, text_only: bool = False) -> Pipeline
         options |= dict.fromkeys(_other_components(config))
         # The base class does not know which components are optional (Wan's transformers), and would load them regardless.
         pipeline_class = getattr(diffusers, str(config["_class_name"]), pipeline_class)
-    pipe: Pipeline = pipeline_class.from_pretrained(args.model, **options).to(device)
+    pipe: Pipeline = pipeline_class.from_pretrained(args.model, **options)
+    if offload == "none":
+        return pipe.to(device)
+    getattr(pipe, f"enable_{offload}_cpu_offload")(device=device)
     return pipe
+
+
+def set_scheduler(pipe: Pipeline, name: str) -> None:
+    """Give a pipeline another scheduler, with the settings of its own.
+
+    Args:
+        pipe: the pipeline.
+        name: a class of diffusers, such as "EulerDiscreteScheduler".
+
+    Raises:
+        ValueError: if the pipeline's scheduler is not compatible with a scheduler of that name.
+    """
+    compatible = {scheduler.__name__: scheduler for scheduler in pipe.scheduler.compatibles}
+    if name not in compatible:
+        own = type(pipe.scheduler).__name__
+        raise ValueError(f"--scheduler {name} is not compatible with {own}. Choose from {', '.join(sorted(compatible))}.")
+    pipe.scheduler = compatible[name].from_config(pipe.scheduler.config)
 
 
 def _device(name: str) -> torch.device:

@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="class",
         help="field of the JSON file to take the initializer from, by default class, as in the authors' launchers",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="learn finished concepts anew that were learned with other settings or in another model, by default an error; "
+        "their files are replaced when the new concept is whole",
+    )
     add_settings(parser)
 
 
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     names = _subject_names(args, settings)
     if settings.get("output_dir") is None:
         raise ValueError("--output_dir is needed: the folder to write the learned concepts to.")
+    if args.overwrite and settings.get("resume_from_checkpoint") is not None:
+        raise ValueError("--overwrite learns anew, and --resume_from_checkpoint goes on with an earlier run: give one of them.")
     if "initializer_token" in settings:
         settings["initializer_token"] = [_read_initializer(text) for text in settings["initializer_token"]]
     config, pipe = DTIConfig(**settings), open_pipeline(args)
@@ -117,18 +125,22 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
         if subject.templates:
             overrides["templates"] = subject.templates
     trainer = DTITrainer(pipe, config, **overrides)
-    folder = trainer.config.output_dir
-    if is_complete(trainer):
+    folder = Path(str(trainer.config.output_dir))
+    if is_complete(trainer, args.overwrite):
         _print(f"{name}: already learned, in {folder}.")
         return
+    earlier = _stored_concept(folder)
     try:
         concept = trainer.fit(photos, captions)
         processes().wait_for_everyone()  # only the first process writes
-        if processes().is_main_process and not is_complete(trainer):
+        if processes().is_main_process and not is_complete(trainer, args.overwrite):
             trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
             raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
         if processes().is_main_process and subject is not None:
             write_record(Path(str(folder)), subject.files)
+        had_adapter = earlier is not None and earlier.metadata.get("training", {}).get("adapter") is not None
+        if processes().is_main_process and had_adapter and trainer.adapter is None:
+            (folder / LORA_WEIGHT_NAME_SAFE).unlink(missing_ok=True)  # the other verbs would load it with the new concept
         count = concept.num_vectors
         if count > 1 and config.num_vectors is None:  # which nobody asked for
             initializer = concept.metadata["initializer"]
@@ -142,20 +154,26 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
             pipe.unload_directional_inversion(loaded)
 
 
-def is_complete(trainer: DTITrainer) -> bool:
+def _stored_concept(folder: Path) -> DirectionalInversion | None:
+    """Return the concept that a folder holds already, if there is one."""
+    return DirectionalInversion.from_pretrained(folder) if any(folder.glob("learned_embeds*.safetensors")) else None
+
+
+def is_complete(trainer: DTITrainer, overwrite: bool = False) -> bool:
     """Check whether the trainer's folder already holds everything that it would write. Photos are not compared.
 
     Args:
         trainer: a trainer with an `output_dir`.
+        overwrite: whether a concept that was learned in another way may be replaced: the folder is then not complete.
 
     Raises:
         ValueError: if the concept in the folder was learned with other settings, or in another model.
     """
     config = trainer.config
     folder = Path(str(config.output_dir))
-    if not any(folder.glob("learned_embeds*.safetensors")):
+    concept = _stored_concept(folder)
+    if concept is None:
         return False
-    concept = DirectionalInversion.from_pretrained(folder)
     placeholder = config.placeholder_token or "<concept>"
     metadata = trainer.metadata(placeholder)
     now = {"base_model": metadata["base_model"]} | metadata["training"]
@@ -165,12 +183,12 @@ def is_complete(trainer: DTITrainer) -> bool:
     if several or config.initializers_for(placeholder) == [AUTO]:  # the run has chosen its start
         differing = [key for key in differing if key not in ("initializer_token", "initializer_context")]
     made_longer = differing == ["max_train_steps"] and now["max_train_steps"] > before["max_train_steps"]
-    if made_longer and config.resume_from_checkpoint:
+    if differing and (overwrite or (made_longer and config.resume_from_checkpoint)):
         return False
     if differing:
         raise ValueError(
             f"{folder} holds a concept that was learned with other settings ({', '.join(differing)}): choose another "
-            "--output_dir."
+            "--output_dir, or learn it anew with --overwrite."
         )
     has_adapter = config.adapter is None or (folder / LORA_WEIGHT_NAME_SAFE).is_file()
     return has_adapter and set(concept.directions) == set(find_text_encoders(trainer.pipe))

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_ELONGATION = 10  # long side : short side; training enlarges by the short side, and a strip would take gigabytes
-HEIC = ".heic"  # the format of iPhones, which Pillow cannot read by itself
+HEIF = (".heic", ".heif")  # the format of iPhones, which Pillow cannot read by itself
 
 
 def not_a_photo(given: object) -> TypeError:
@@ -34,7 +34,8 @@ def open_image(source: Any) -> Image.Image:
 def _open_file(path: Path) -> Image.Image:
     if not path.is_file():  # opening a pipe would wait for ever
         raise OSError("there is no regular file of that name")
-    if path.suffix.lower() == HEIC and HEIC not in Image.registered_extensions():
+    suffix = path.suffix.lower()
+    if suffix in HEIF and suffix not in Image.registered_extensions():
         try:
             from pillow_heif import register_heif_opener
         except ImportError as error:

@@ -8,13 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 from diffusers.utils import logging
 from PIL import Image
 
-from .image_files import check_elongation, not_a_photo, open_image
+from .image_files import HEIF, check_elongation, not_a_photo, open_image
 from .text_files import read_text
 
 logger = logging.get_logger(__name__)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *HEIF}
 MASK_ENDING = "-masklabel.png"  # of the mask beside a photo, as in OneTrainer
+CONDITION_ENDING = "-condlabel.png"  # of OneTrainer's images for models that are conditioned on one, of no use here
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 ImageInput = str | Path | Image.Image
@@ -123,7 +124,8 @@ def images_in_folder(folder: Path) -> list[tuple[Path, str | None]]:
     Raises:
         ValueError: if there are no image files, or a caption has an unknown encoding.
     """
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    shown = (p for p in folder.iterdir() if not p.name.startswith(".") and not p.name.endswith(CONDITION_ENDING))
+    files = sorted(p for p in shown if p.is_file())
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.endswith(MASK_ENDING)]
     if not images:
         raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder of 3 to 6 photos.")

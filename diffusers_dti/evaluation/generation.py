@@ -30,6 +30,7 @@ RESERVED_ARGUMENTS = (
     "num_images_per_prompt",
     "num_videos_per_prompt",
 )
+FRAME_MS = 1000 / 16  # of a video, at the 16 frames a second of Wan
 PROVENANCE_KEY = "dti"  # of the PNG text that says what an image was generated from
 
 
@@ -164,15 +165,15 @@ def generate_missing(
         with logging.tqdm(total=len(provenance), initial=len(provenance) - len(missing), desc="Generating") as bar:
             for first in range(0, len(missing), batch_size):
                 batch = missing[first : first + batch_size]
-                for planned, image in zip(batch, _generate_batch(pipe, batch, call), strict=True):
-                    _save(image, planned.path, provenance[planned])
+                for planned, frames in zip(batch, _generate_batch(pipe, batch, call), strict=True):
+                    _save(frames, planned.path, provenance[planned])
                 bar.update(len(batch))
     finally:
         pipe.set_progress_bar_config(**before)
 
 
 def _check_call(pipe: Pipeline, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the arguments and return them, for video pipelines with one frame."""
+    """Check the arguments and return them, for video pipelines by default with one frame."""
     parameters = signature(pipe.__call__).parameters
     allowed = []
     for name, parameter in parameters.items():
@@ -187,10 +188,11 @@ def _check_call(pipe: Pipeline, call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call)
 
 
-def _generate_batch(pipe: Pipeline, batch: Sequence[PlannedImage], call: Mapping[str, Any]) -> list[Image.Image]:
+def _generate_batch(pipe: Pipeline, batch: Sequence[PlannedImage], call: Mapping[str, Any]) -> list[list[Image.Image]]:
+    """Return the frames of each image, which are several if it is a video."""
     generators = [torch.Generator("cpu").manual_seed(planned.seed) for planned in batch]
     out = pipe([planned.prompt for planned in batch], generator=generators, output_type="pil", **call)
-    return [frames[0] for frames in out.frames] if "frames" in out else out.images
+    return out.frames if "frames" in out else [[image] for image in out.images]
 
 
 def read_provenance(path: Path) -> str | None:
@@ -205,11 +207,14 @@ def read_provenance(path: Path) -> str | None:
         return None
 
 
-def _save(image: Image.Image, path: Path, provenance: str) -> None:
+# A video is an animated PNG: it needs no other package, loses nothing, and says what it was generated from as any image does.
+# MP4 needs imageio with ffmpeg, or OpenCV, and another place for that text; GIF has 256 colors.
+def _save(frames: Sequence[Image.Image], path: Path, provenance: str) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text(PROVENANCE_KEY, provenance)
+    video = {"save_all": True, "append_images": frames[1:], "duration": FRAME_MS, "loop": 0} if len(frames) > 1 else {}
     with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text)
+        frames[0].save(temporary, format="PNG", pnginfo=text, **video)
 
 
 # ---------------------------------------------------------------------------------------------------------- the sheets

@@ -1,70 +1,75 @@
-"""Load, unload and save concepts: check everything first, then change the pipeline."""
+"""The functions that load, unload, list and save concepts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, overload
 
-from diffusers.utils import logging
-
 from ..concept.inversion import DirectionalInversion
-from . import vocabulary
-from .listing import directional_inversions
+from .exchange import inject, withdraw
+from .listing import directional_inversions, waiting
 from .locks import changing, check_not_in_training
-from .matching import match_components
-from .offload import all_offload_disabled
 from .pooling import pooling_of
-from .prompt_check import check_placeholder, warn_if_ordinary
-from .protocols import Pipeline, Source
-from .text_encoders import Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
-from .vocabulary_check import check
+from .protocols import Pipeline, Source, SourceByPlaceholder
+from .text_encoders import Pooling, ScaleRule, present_text_encoders
 
-logger = logging.get_logger(__name__)
+_ONE_SOURCE = (str, Path, DirectionalInversion)  # a state dict has tensors
+
+
+@overload
+def load_directional_inversion(
+    pipe: Pipeline, source: SourceByPlaceholder, token: None = None, token_scale: ScaleRule | float | None = None,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
+) -> dict[str, DirectionalInversion]: ...  # fmt: skip
 
 
 @overload
 def load_directional_inversion(
     pipe: Pipeline, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
 ) -> DirectionalInversion: ...  # fmt: skip
 
 
 @overload
 def load_directional_inversion(
     pipe: Pipeline, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-    pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+    pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
 ) -> list[DirectionalInversion]: ...  # fmt: skip
 
 
 def load_directional_inversion(
     pipe: Pipeline,
-    source: Source | Sequence[Source],
+    source: Source | Sequence[Source] | SourceByPlaceholder,
     token: str | Sequence[str] | None = None,
     token_scale: ScaleRule | float | None = None,
     pooling: Pooling | None = None,
     hf_token: str | bool | None = None,
+    replace: bool = False,
     **kwargs: Any,
-) -> DirectionalInversion | list[DirectionalInversion]:
+) -> DirectionalInversion | list[DirectionalInversion] | dict[str, DirectionalInversion]:
     """Load a learned concept, or several, into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
 
     Args:
         pipe: a diffusers pipeline in which each `text_encoder*` has a `tokenizer*`.
-        source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`; a list of them for several concepts.
+        source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`; for several concepts a list of
+            them, or a mapping from placeholders to them.
         token: the placeholder to use in prompts, for several concepts a list of them; the files' own by default.
         token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number; as stored by
             default.
         pooling: "eos" or "legacy", where CLIP's text vector is pooled; by default as the concept was trained.
         hf_token: the Hub's access token.
+        replace: unload the concept that is loaded under the same placeholder, if there is one, in the same change.
         kwargs: `weight_name`, `allow_pickle`, and arguments of `huggingface_hub.hf_hub_download`.
 
     Returns:
-        The concept as it was loaded, with its placeholder and scale; a list for several concepts.
+        The concept as it was loaded, with its placeholder and scale; a list or a dict for several concepts.
 
     Raises:
         ValueError: if a concept does not fit, or a placeholder is taken; nothing is loaded then.
         TypeError: if there is no such argument.
         OSError: if there is nothing at the source, or the Hub cannot be reached.
+        RuntimeError: if a concept would be replaced while an encoder is being trained.
 
     Example:
 
@@ -76,12 +81,21 @@ def load_directional_inversion(
         '<rex>'
         ```
     """
+    by_placeholder = isinstance(source, Mapping) and source and all(isinstance(s, _ONE_SOURCE) for s in source.values())
+    if isinstance(source, Mapping) and by_placeholder:
+        if token is not None:
+            raise TypeError("A mapping from placeholders to sources names them already: leave out `token`.")
+        token, source = list(source), list(source.values())
     sources: list[Any] = list(source) if isinstance(source, list | tuple) else [source]
     tokens = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
         raise ValueError(f"`token` needs a placeholder for each of {len(sources)} concepts, or is left out.")
     concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in zip(sources, tokens)]
-    loaded = inject(pipe, concepts, token_scale)
+    if replace:
+        _load_saved(pipe, [inversion.placeholder_token for inversion, _ in concepts])
+    loaded = inject(pipe, concepts, token_scale, replace=replace)
+    if by_placeholder:
+        return {concept.placeholder_token: concept for concept in loaded}
     return loaded if isinstance(source, list | tuple) else loaded[0]
 
 
@@ -94,7 +108,7 @@ def _read(
     if isinstance(source, DirectionalInversion):
         if kwargs:
             raise TypeError(f"{', '.join(kwargs)} cannot be used with a `DirectionalInversion`, which is in memory already.")
-        inversion = source if token is None else replace(source, placeholder_token=token)
+        inversion = source if token is None else dataclasses.replace(source, placeholder_token=token)
     else:
         _check_arguments(kwargs)
         inversion = DirectionalInversion.from_pretrained(source, token, token=hf_token, **kwargs)
@@ -111,63 +125,14 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
         raise TypeError(f"`load_directional_inversion` has no argument {', '.join(unknown)}.")
 
 
-def inject(
-    pipe: Pipeline,
-    concepts: Sequence[tuple[DirectionalInversion, Pooling]],
-    token_scale: ScaleRule | float | None = None,
-    reuse_existing: bool = True,
-) -> list[DirectionalInversion]:
-    """Add concepts to the pipeline's tokenizers and tables: all of them whole, or nothing.
-
-    Args:
-        pipe: the pipeline.
-        concepts: the concepts, each with "eos" or "legacy", where CLIP's text vector is pooled.
-        token_scale: "mean", "min" or "max" of the encoder's vocabulary, or a number; None keeps the concepts' own scales.
-        reuse_existing: reuse a concept's tokens and rows if a reopened pipeline already has them.
-
-    Returns:
-        The parts of the concepts that were loaded, with their scale.
-
-    Raises:
-        ValueError: if a concept does not fit, or a placeholder is taken; the pipeline is then unchanged.
-    """
-    encoders = find_text_encoders(pipe)
-    if len({id(encoder.tokenizer) for encoder in encoders.values()}) < len(encoders):
-        raise ValueError(
-            f"Encoders of this {type(pipe).__name__} share one tokenizer: give each its own, with `copy.deepcopy`."
-        )
-    loaded: list[DirectionalInversion] = []
-    parts: dict[str, list[tuple[DirectionalInversion, Pooling]]] = {component: [] for component in encoders}
-    models = [encoder.model for encoder in encoders.values()]
-    with changing(models), all_offload_disabled(models):
-        for given, pooling in concepts:
-            inversion = _fitted(pipe, encoders, given, token_scale)
-            loaded.append(inversion)
-            for component in inversion.directions:
-                parts[component].append((inversion, pooling))
-        for component, own in parts.items():
-            check(encoders[component], [inversion for inversion, _ in own], reuse_existing)
-        vocabulary.add((encoders[component], own) for component, own in parts.items())
-    return loaded
-
-
-def _fitted(
-    pipe: Pipeline,
-    encoders: Mapping[str, TextEncoder],
-    inversion: DirectionalInversion,
-    token_scale: ScaleRule | float | None,
-) -> DirectionalInversion:
-    """Return the parts of a concept that are for this pipeline, at the norms that were asked for."""
-    inversion = match_components(pipe, encoders, inversion)
-    matching = {c: encoders[c] for c in inversion.directions}
-    missing = sorted(encoders.keys() - matching.keys())
-    if missing:
-        logger.warning(
-            f"{inversion.placeholder_token} has nothing for {', '.join(missing)}: there it remains an ordinary, unknown word."
-        )
-    check_placeholder(pipe, inversion.placeholder_token)
-    warn_if_ordinary(matching.values(), inversion.placeholder_token)
-    return inversion if token_scale is None else rescale(matching, inversion, token_scale)
+def _load_saved(pipe: Pipeline, placeholders: Collection[str]) -> None:
+    """Load those concepts that the pipeline was saved with: that finds their rows and what was there before them."""
+    saved: dict[str, DirectionalInversion] = {}
+    for encoder in present_text_encoders(pipe).values():
+        saved |= waiting(encoder)
+    listed = directional_inversions(pipe) if saved else {}
+    if found := [listed[p] for p in placeholders if p in saved]:
+        inject(pipe, [(inversion, pooling_of(inversion)) for inversion in found])
 
 
 def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None = None) -> None:
@@ -190,8 +155,7 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         >>> diffusers_dti.unload_directional_inversion(pipe, "<dog>")
         ```
     """
-    encoders = present_text_encoders(pipe).values()
-    models = [encoder.model for encoder in encoders]
+    models = [encoder.model for encoder in present_text_encoders(pipe).values()]
     with changing(models):
         loaded = directional_inversions(pipe)
         placeholders = list(loaded) if token is None else [token] if isinstance(token, str) else list(token)
@@ -199,21 +163,8 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
         check_not_in_training(models)
-        # Those that the pipeline was saved with are loaded first: that finds their rows and what was there before them.
-        in_use = set().union(*(encoder.concepts for encoder in encoders))
-        saved = [loaded[p] for p in placeholders if p not in in_use]
-        if saved:
-            inject(pipe, [(inversion, pooling_of(inversion)) for inversion in saved])
+        _load_saved(pipe, placeholders)
         withdraw(pipe, placeholders)
-
-
-def withdraw(pipe: Pipeline, placeholders: Sequence[str]) -> None:
-    """Unload loaded concepts without a check, as a training run does that failed."""
-    encoders = present_text_encoders(pipe).values()
-    models = [encoder.model for encoder in encoders]
-    with changing(models), all_offload_disabled(models):
-        own = [(encoder, encoder.concepts.keys()) for encoder in encoders]
-        vocabulary.remove((encoder, [p for p in placeholders if p in loaded]) for encoder, loaded in own)
 
 
 def save_directional_inversion(pipe: Pipeline, save_directory: str | Path, token: str | None = None) -> None:

@@ -103,4 +103,6 @@ def check_not_in_training(models: Iterable[nn.Module]) -> None:
         RuntimeError: if a model is in training, which goes by the numbers of its tokens.
     """
     if any(id(model) in _in_training for model in models):
-        raise RuntimeError("A text encoder of this pipeline is being trained: unload concepts when that run has ended.")
+        raise RuntimeError(
+            "A text encoder of this pipeline is being trained: unload or replace concepts when that run has ended."
+        )

@@ -12,7 +12,7 @@ from ..concept.inversion import DirectionalInversion
 from . import loading
 from .listing import directional_inversions
 from .locks import hold_directional_inversions
-from .protocols import Source
+from .protocols import Source, SourceByPlaceholder
 from .text_encoders import Pooling, ScaleRule
 
 if TYPE_CHECKING:
@@ -29,25 +29,32 @@ class DirectionalTextualInversionMixin(_Base):
 
     @overload
     def load_directional_inversion(
+        self, source: SourceByPlaceholder, token: None = None, token_scale: ScaleRule | float | None = None,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
+    ) -> dict[str, DirectionalInversion]: ...  # fmt: skip
+
+    @overload
+    def load_directional_inversion(
         self, source: Source, token: str | Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
     ) -> DirectionalInversion: ...  # fmt: skip
 
     @overload
     def load_directional_inversion(
         self, source: Sequence[Source], token: Sequence[str] | None = None, token_scale: ScaleRule | float | None = None,
-        pooling: Pooling | None = None, hf_token: str | bool | None = None, **kwargs: Any,
+        pooling: Pooling | None = None, hf_token: str | bool | None = None, replace: bool = False, **kwargs: Any,
     ) -> list[DirectionalInversion]: ...  # fmt: skip
 
     def load_directional_inversion(
         self,
-        source: Source | Sequence[Source],
+        source: Source | Sequence[Source] | SourceByPlaceholder,
         token: str | Sequence[str] | None = None,
         token_scale: ScaleRule | float | None = None,
         pooling: Pooling | None = None,
         hf_token: str | bool | None = None,
+        replace: bool = False,
         **kwargs: Any,
-    ) -> DirectionalInversion | list[DirectionalInversion]:
+    ) -> DirectionalInversion | list[DirectionalInversion] | dict[str, DirectionalInversion]:
         """Load a learned concept into every text encoder of the pipeline, for use in prompts; or several at once.
 
         Either all of it is loaded, or the pipeline stays as it was, also if loading is interrupted.
@@ -56,8 +63,8 @@ class DirectionalTextualInversionMixin(_Base):
             source: where the concept is: a Hub id ("user/dti-dog"), a folder, a file, a state dict, or a
                 `DirectionalInversion`. Files may be ours or those of diffusers' scripts, A1111, ComfyUI, kohya,
                 OneTrainer and InvokeAI. A state dict is what such a file holds, such as `{"<dog>": rows}`, or has the rows of
-                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`. A list loads several
-                concepts, in little more time than one.
+                each component, `{"text_encoder": rows, "text_encoder_2": rows}`, and then needs a `token`. A list of sources,
+                or a mapping from placeholders to sources, loads several concepts, in little more time than one.
             token: the placeholder to use in prompts, such as "<dog>", or a list of them for a list of concepts; the files' own
                 by default.
             token_scale: the norm of the embeddings: "mean", "min" or "max" of the encoder's vocabulary, or a number. By
@@ -65,6 +72,7 @@ class DirectionalTextualInversionMixin(_Base):
             pooling: "eos" pools CLIP's text vector at the end of the prompt; "legacy" pools at the placeholder, as transformers
                 does with SDXL's configuration. By default as the concept was trained, or "eos" if its file does not say.
             hf_token: the Hub's access token; by default the one of `hf auth login`.
+            replace: unload the concept that is loaded under the same placeholder, if there is one, in the same change.
             kwargs: how to find and read the files:
                 `weight_name`, the one file to read instead of all `learned_embeds*.safetensors`;
                 `subfolder`, the folder within the repository or folder;
@@ -75,12 +83,13 @@ class DirectionalTextualInversionMixin(_Base):
 
         Returns:
             The concept as it was loaded, with its placeholder and scale. It holds the parts for this pipeline's encoders. For a
-            list, a list of them.
+            list, a list of them; for a mapping, a dict by placeholder.
 
         Raises:
             ValueError: if a concept does not fit the pipeline, a placeholder is taken, or a setting is not one of the choices.
             TypeError: if there is no such argument.
             OSError: if there is nothing at the source, or the Hub cannot be reached.
+            RuntimeError: if a concept would be replaced while an encoder is being trained, also in a training callback.
 
         Example:
 
@@ -103,9 +112,10 @@ class DirectionalTextualInversionMixin(_Base):
 
             ```py
             >>> rex, tom = pipe.load_directional_inversion(["user/dti-dog", "user/dti-cat"], token=["<rex>", "<tom>"])
+            >>> both = pipe.load_directional_inversion({"<one>": "user/dti-dog", "<other>": tom})
             ```
         """
-        return loading.load_directional_inversion(self, source, token, token_scale, pooling, hf_token, **kwargs)
+        return loading.load_directional_inversion(self, source, token, token_scale, pooling, hf_token, replace, **kwargs)
 
     def unload_directional_inversion(self, token: str | list[str] | None = None) -> None:
         """Unload concepts, as if only the others had ever been loaded.
@@ -208,43 +218,3 @@ class _StockMethod:
 for _name in vars(TextualInversionLoaderMixin):
     if not _name.startswith("__"):
         setattr(DirectionalTextualInversionMixin, _name, _StockMethod(_name))
-
-
-def register(pipeline_class: type) -> None:
-    """Give a pipeline class and all its subclasses, including later ones, the mixin's methods.
-
-    Registering a class again changes nothing.
-
-    Args:
-        pipeline_class: the class. Diffusers' two base classes are registered when `diffusers_dti` is imported, so this is only
-            for a class that derives from neither.
-
-    Raises:
-        TypeError: if the class already has an unrelated attribute under one of the names.
-
-    Example:
-
-        ```py
-        >>> import diffusers_dti
-
-        >>> class Base:
-        ...     pass
-
-        >>> class MyPipeline(Base):
-        ...     pass
-
-        >>> diffusers_dti.register(MyPipeline)
-        >>> hasattr(MyPipeline(), "load_directional_inversion")
-        True
-        ```
-    """
-    mixin = DirectionalTextualInversionMixin
-    if issubclass(pipeline_class, mixin):
-        return
-    names = [n for n, value in vars(mixin).items() if not n.startswith("_") and not isinstance(value, _StockMethod)]
-    taken = [n for n in names if hasattr(pipeline_class, n)]
-    if taken:
-        raise TypeError(f"{pipeline_class.__name__} already has its own {', '.join(taken)}, which is not overwritten.")
-    # Not `setattr` of each method: with a base class, `isinstance` and `help` show where the methods come from. It comes last,
-    # so that it hides nothing of the pipeline's own.
-    pipeline_class.__bases__ += (mixin,)

@@ -9,6 +9,7 @@ import torch
 from ..concept.inversion import DirectionalInversion
 
 Source = str | Path | Mapping[str, Any] | DirectionalInversion  # where a concept is
+SourceByPlaceholder = Mapping[str, str | Path | DirectionalInversion]  # where several are
 
 
 class Pipeline(Protocol):

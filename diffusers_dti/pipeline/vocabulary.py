@@ -2,8 +2,8 @@
 
 A `VocabularyState` on an encoder records what was done to it. It is not on the pipeline, because pipelines share encoders.
 
-Everything that may fail for want of memory comes first: the tables are made beside the old ones. Only then tokenizers, tables
-and records change, and whatever fails after that is undone (transaction.py).
+In each function, everything that may fail for want of memory comes first: the tables are made beside the old ones. Only then
+tokenizers, tables and records change, and whatever fails after that is undone (transaction.py).
 """
 
 import itertools
@@ -16,7 +16,7 @@ import torch
 
 from ..concept.inversion import DirectionalInversion
 from .listing import record
-from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling, warn_if_mixed
+from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling
 from .table import length_for, moved_rows, room_for, set_table
 from .text_encoders import STATE_ATTRIBUTE, LoadedConcept, Pooling, TextEncoder, VocabularyState
 from .tokenizer import NewTokens, add_tokens, known_tokens, removal, start_expanding, stop_expanding, token_names
@@ -80,22 +80,18 @@ class _Addition:
         )
 
 
-def add(concepts: Iterable[tuple[TextEncoder, Sequence[tuple[DirectionalInversion, Pooling]]]]) -> None:
-    """Add concepts to encoders, all of them or nothing.
+def add(undo: ExitStack, concepts: Iterable[tuple[TextEncoder, Sequence[tuple[DirectionalInversion, Pooling]]]]) -> None:
+    """Add concepts to encoders.
 
     Args:
+        undo: see `transaction`.
         concepts: the text encoders, each with concepts that `vocabulary_check.check` has accepted, and where CLIP's text vector
             is pooled.
     """
     with torch.inference_mode(False):  # a table that is made in that mode could not be trained later
         additions = [_Addition(encoder, own) for encoder, own in concepts if own]
-    with ExitStack() as undo:
-        for addition in additions:
-            addition.make(undo)
-        undo.pop_all()
     for addition in additions:
-        if warn_if_mixed(addition.encoder):
-            break  # once is enough: the other encoders have the same concepts
+        addition.make(undo)
 
 
 def _state_before(encoder: TextEncoder) -> VocabularyState:
@@ -188,21 +184,20 @@ class _Removal:
         _set_state(undo, encoder, state)
 
 
-def remove(placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
-    """Remove concepts from encoders, as if only the others had ever been added: all of them or nothing.
+def remove(undo: ExitStack, placeholders: Iterable[tuple[TextEncoder, Sequence[str]]]) -> None:
+    """Remove concepts from encoders, as if only the others had ever been added.
 
     Args:
+        undo: see `transaction`.
         placeholders: the text encoders, each with placeholders of concepts that are loaded in it.
     """
     by_encoder = list(placeholders)
     with torch.inference_mode(False):
         removals = [_Removal(encoder, own) for encoder, own in by_encoder if own]
-    with ExitStack() as undo:
-        for encoder, _ in by_encoder:
-            _forget_lost(undo, encoder)
-        for removal in removals:
-            removal.make(undo)
-        undo.pop_all()
+    for encoder, _ in by_encoder:
+        _forget_lost(undo, encoder)
+    for each in removals:
+        each.make(undo)
 
 
 # ---------------------------------------------------------------------------------------------------------- the record

@@ -52,7 +52,7 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         _check_norms(encoder, placeholder, rows)
         if placeholder in loaded:
             raise ValueError(
-                f"{placeholder} is already loaded: choose another placeholder (`token`, in training `placeholder_token`), or "
+                f"{placeholder} is already loaded: replace it with `replace=True`, choose another placeholder (`token`), or "
                 f"unload it first with `unload_directional_inversion({placeholder!r})`."
             )
         if placeholder in bases or _base(placeholder) in loaded:

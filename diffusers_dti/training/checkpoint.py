@@ -25,13 +25,35 @@ logger = logging.get_logger(__name__)
 STATE = "training_state.safetensors"
 
 
-def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) -> None:
-    """Write one concept into the folder itself, several into a folder each, named after their placeholders."""
+def concept_folders(folder: str | Path, placeholders: Sequence[str]) -> list[Path]:
+    """Return where concepts are saved: one in the folder itself, several in a folder each, named after their placeholders."""
+    if len(placeholders) == 1:
+        return [Path(folder)]
     names: list[str] = []
-    for number, concept in enumerate(concepts):
-        name = re.sub(r"\W", "", concept.placeholder_token) or str(number)
+    for number, placeholder in enumerate(placeholders):
+        name = re.sub(r"\W", "", placeholder) or str(number)
         names.append(f"{name}-{number}" if name in names else name)
-        concept.save_pretrained(Path(folder) / names[-1] if len(concepts) > 1 else folder)
+    return [Path(folder) / name for name in names]
+
+
+def save_concepts(folder: str | Path, concepts: Sequence[DirectionalInversion]) -> None:
+    """Write concepts into their `concept_folders`."""
+    folders = concept_folders(folder, [concept.placeholder_token for concept in concepts])
+    for own, concept in zip(folders, concepts):
+        concept.save_pretrained(own)
+
+
+def warn_if_replaced(output_dir: Path, placeholders: Sequence[str]) -> None:
+    """Warn that a run from the start will replace what an earlier one has left in its folder."""
+    found = [path.name for path in _checkpoints(output_dir)]
+    for folder in concept_folders(output_dir, placeholders):
+        found += [str(path.relative_to(output_dir)) for path in sorted(folder.glob("learned_embeds*.safetensors"))]
+    if found:
+        logger.warning(
+            f"{output_dir} has an earlier run's {', '.join(found)}: this one starts anew. It replaces the concept when it has "
+            "ended, and the checkpoints of the same steps. To keep them, stop, and choose another `output_dir`; to go on from "
+            'the last checkpoint, use resume_from_checkpoint="latest".'
+        )
 
 
 # Not accelerate's `save_state`: it pickles, it writes the random states of all processes, which nothing here depends on, and it

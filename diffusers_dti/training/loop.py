@@ -81,6 +81,8 @@ class Loop:
                         "resume from an earlier checkpoint."
                     )
                 logger.info(f"Resuming from {folder}.")
+        if self.step == 0 and self.output_dir is not None and self.is_main_process:
+            checkpoint.warn_if_replaced(self.output_dir, self.words)
         self.prompts = self._validation_prompts()
         self.inversions: dict[str, DirectionalInversion] = {}
         self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])

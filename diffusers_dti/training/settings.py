@@ -45,7 +45,7 @@ def check_settings(config: Any) -> None:
 
     Raises:
         TypeError: if a value is of another type than the field.
-        ValueError: if a value is not one of the field's choices, below its limit, or infinite.
+        ValueError: if a value is not one of the field's choices, below its limit, infinite, or beyond 64 bits.
     """
     for f in fields(config):
         value = getattr(config, f.name)
@@ -62,6 +62,9 @@ def check_settings(config: Any) -> None:
             _check_type(f.name, value, f.type)
         if limit is not None and (value is None or not value >= limit):  # not `value < limit`, which is False for NaN
             raise ValueError(f"{f.name} must be at least {limit}, got {value!s:.80}.")
+        takes_floats = _matches(0.5, f.type)
+        if isinstance(value, int) and not takes_floats and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{f.name} must be a whole number of 64 bits, from -2**63 to 2**63 - 1, got {value!s:.80}.")
         if limit is not None and value > sys.float_info.max:
             raise ValueError(f"{f.name} must be finite, got {value!s:.80}.")
 

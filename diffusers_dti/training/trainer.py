@@ -11,8 +11,8 @@ from ..concept import publish
 from ..concept.inversion import DirectionalInversion
 from ..data.images import Photo
 from ..families import find_family
-from ..pipeline import loading, vocabulary
-from ..pipeline.listing import directional_inversions
+from ..pipeline import vocabulary
+from ..pipeline.exchange import inject, making_way
 from ..pipeline.locks import training
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
@@ -116,7 +116,8 @@ class DTITrainer:
     ) -> DirectionalInversion | dict[str, DirectionalInversion]:
         """Train on photos. Afterwards the pipeline can use the concept, and is otherwise as it was.
 
-        If training fails or is interrupted, the pipeline is as it was before.
+        If a placeholder is that of a loaded concept, as in a cell that runs again, what is learned replaces that concept. If
+        training fails or is interrupted, the pipeline is as it was before, with that concept.
 
         Args:
             images: 3 to 6 photos: a folder, a list of files or images, or a `datasets.Dataset`. A mapping from placeholder to
@@ -153,16 +154,17 @@ class DTITrainer:
 
             ```py
             >>> trainer = DTITrainer(pipe, initializer_token={"<cat>": "cat", "<toy>": "toy"})
-            >>> list(trainer.fit({"<cat>": "photos/dog", "<toy>": "photos/dog"}))
-            ['<cat>', '<toy>']
+            >>> both = trainer.fit({"<cat>": "photos/dog", "<toy>": "photos/dog"})
             ```
         """
         photos = photos_by_placeholder(self.config, images, captions, masks)
+        self.family = find_family(self.pipe)  # again: the pipeline may be in another dtype by now
         if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None
         with gradients_enabled(self.family), writing(folder), training(e.model for e in find_text_encoders(self.pipe).values()):
-            self._train(photos, callback_on_step_end)
+            with making_way(self.pipe, photos):
+                self._train(photos, callback_on_step_end)
             save_or_warn(self.save_pretrained, folder)
         return dict(self.inversions) if isinstance(images, Mapping) else next(iter(self.inversions.values()))
 
@@ -220,14 +222,13 @@ class DTITrainer:
         return concept_metadata(self.family, self.config, placeholder)
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
-        """Load the concepts, train them, and write their rows. If anything fails, unload them."""
+        """Load the concepts, train them, and write their rows. If anything fails, remove the adapter."""
         self.config = c = choose_initializers(self.family, self._given_config, photos)
         encoders = find_text_encoders(self.pipe)
         starts = {word: possible_starts(self.family, c, word) for word in photos}
         adapter: Adapter | None = None
-        before = directional_inversions(self.pipe).keys()
         try:
-            loading.inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
+            inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
             denoisers = self.family.present_denoisers().values()
             with frozen(self.pipe), gradient_checkpointing(denoisers, c.gradient_checkpointing):
                 concepts = []
@@ -244,7 +245,6 @@ class DTITrainer:
                 loop.run()
                 vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
         except BaseException:
-            loading.withdraw(self.pipe, [word for word in directional_inversions(self.pipe) if word not in before])
             if adapter is not None:
                 adapter.remove()
             raise

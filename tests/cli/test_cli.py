@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_dti import DirectionalInversion, DTIConfig
 from diffusers_dti.cli import COMMANDS, main, train
-from diffusers_dti.cli.arguments import scale, setting
+from diffusers_dti.cli.arguments import scale, seed, setting
 from diffusers_dti.cli.settings import given_settings, parser_options
 from diffusers_dti.families import FAMILIES
 from diffusers_dti.training import propose
@@ -176,6 +176,14 @@ def test_options_are_read_as_the_settings_types():
     assert parser.parse_args([*line.split(), "--token_scale", "mean"]).token_scale == "mean"
 
 
+def test_seeds_are_of_64_bits(capsys):
+    assert seed("-7") == -7 and seed(str(2**63 - 1)) == 2**63 - 1
+    for wrong in ("1.5", "one", str(2**63), str(-(2**63) - 1)):
+        with pytest.raises(SystemExit):
+            dti("generate", "--model", "m", "--concepts", "c", "--prompts", "a {}", "--output_dir", "out", "--seeds", wrong)
+        assert f"{wrong!r} is not a whole number of 64 bits, from -2**63 to 2**63 - 1" in capsys.readouterr().err
+
+
 def test_values_of_call_options():
     assert setting("guidance_scale=5") == ("guidance_scale", 5) and setting("a=b=c") == ("a", "b=c")
     assert setting("a=" + "[" * 100_000) == ("a", "[" * 100_000)
@@ -191,8 +199,48 @@ def test_a_folder_of_photos(model, subjects, tmp_path, capsys):
     assert dti(*command) == 0 and "already learned" in capsys.readouterr().out
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
     assert dti(*command, "--kappa", 0.5) == 1  # nothing that was trained is lost
-    assert "with other settings (kappa): choose another --output_dir" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "with other settings (kappa): choose another --output_dir, or learn it anew with --overwrite." in said
     assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+    assert dti(*command, "--overwrite") == 0 and "already learned" in capsys.readouterr().out  # it is what was asked for
+    assert (tmp_path / "out" / "learned_embeds.safetensors").stat().st_mtime_ns == written
+
+
+def test_overwriting(model, subjects, tmp_path, capsys, monkeypatch):
+    """The earlier concept stays until the new one is whole, which is the one that an empty folder would get."""
+    own = ["--placeholder_token", "<rex>", "--initializer_token", "dog"]
+    command = ["train", tmp_path / "photos" / "rex", "--model", model, *SMALL, *own, "--checkpointing_steps", 2, "--output_dir"]
+    out, fresh, other = tmp_path / "out", tmp_path / "fresh", ["--kappa", 0.5]
+
+    def files():
+        return {p.name: p.read_bytes() for p in out.iterdir() if p.suffix == ".safetensors"}
+
+    assert dti(*command, out, "--method", "dco") == 0
+    before = files()
+    assert before.keys() == {"learned_embeds.safetensors", "learned_embeds_2.safetensors", "pytorch_lora_weights.safetensors"}
+    assert dti(*command, out, *other, "--overwrite", "--resume_from_checkpoint", "latest") == 1
+    assert "--overwrite learns anew, and --resume_from_checkpoint goes on" in capsys.readouterr().err
+
+    save = DirectionalInversion.save_pretrained
+
+    def full(self, folder):
+        if Path(folder).is_relative_to(out):
+            raise OSError("no space left on device")
+        save(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectionalInversion, "save_pretrained", full)
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert dti(*command, out, *other, "--overwrite") == 1
+    elsewhere = re.search(r"could not be written to. What was learned is in (.+)\.\n", capsys.readouterr().err)[1]
+    assert files() == before and DirectionalInversion.from_pretrained(elsewhere).metadata["training"]["kappa"] == 0.5
+    assert dti(*command, out, *other, "--overwrite") == 0 and "learned, in" in capsys.readouterr().out
+    assert dti(*command, fresh, *other) == 0
+    for name in ("learned_embeds.safetensors", "learned_embeds_2.safetensors"):
+        assert (out / name).read_bytes() == (fresh / name).read_bytes() != before[name]
+    assert files().keys() == before.keys() - {"pytorch_lora_weights.safetensors"}  # it belonged to the earlier concept
+    save_file({"mine": torch.ones(1)}, out / "pytorch_lora_weights.safetensors")
+    assert dti(*command, out, "--overwrite") == 0 and "pytorch_lora_weights.safetensors" in files()  # this one to nobody here
 
 
 def test_a_word_is_chosen_once(model, subjects, tmp_path, capsys, monkeypatch):
@@ -579,6 +627,53 @@ def test_generate_with_braces(model, runs, tmp_path, capsys):
     assert (tmp_path / "out" / "0" / "00_a_rex_on_the_beach.png").is_file()
     assert dti(*command, "--concepts", runs / "dti" / "rex", runs / "dti" / "tom") == 1
     assert "any of <rex>, <tom>" in capsys.readouterr().err
+
+
+def test_generate_with_another_scheduler(model, runs, tmp_path, capsys):
+    from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+
+    out = tmp_path / "out"
+    call = ["--call", "num_inference_steps=2", "height=16", "width=16"]
+    command = ["generate", "--model", model, *call, "--prompts", "a {} on the beach", "--output_dir", out]
+    command += ["--concepts", runs / "dti" / "rex"]
+    file, seen = out / "0" / "00_a_rex_on_the_beach.png", []
+    for scheduler in ([], ["--scheduler", "EulerDiscreteScheduler"]):
+        assert dti(*command, *scheduler) == 0
+        seen.append(file.read_bytes())
+    assert seen[0] != seen[1]  # it was generated again, by another scheduler
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.load_directional_inversion(runs / "dti" / "rex")
+    size = {"num_inference_steps": 2, "height": 16, "width": 16}
+    expected = pipe("a <rex> on the beach", generator=torch.Generator().manual_seed(0), **size).images[0]
+    with Image.open(file) as image:
+        difference = torch.tensor(list(image.tobytes()), dtype=torch.int) - torch.tensor(list(expected.tobytes()))
+        assert difference.abs().max() <= 1
+    for wrong in ("EulerScheduler", "FlowMatchEulerDiscreteScheduler", "DiffusionPipeline"):
+        assert dti(*command, "--scheduler", wrong) == 1
+        said = capsys.readouterr().err
+        assert f"--scheduler {wrong} is not compatible with" in said and "DDIMScheduler, " in said
+    assert file.read_bytes() == seen[1]
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential"])
+def test_generate_under_offload(model, runs, tmp_path, capsys, monkeypatch, kind):
+    from diffusers import DiffusionPipeline
+
+    command = ["generate", "--model", model, *CALL, "--prompts", "a {}", "--output_dir", tmp_path / "out", "--dtype", "float32"]
+    command += ["--concepts", runs / "dti" / "rex", "--offload", kind]
+    assert dti(*command, "--device", "cpu") == 1
+    assert (
+        f"--offload {kind} keeps weights off a GPU, and the model is opened on the CPU: leave it out."
+        in capsys.readouterr().err
+    )
+    seen = []
+    monkeypatch.setattr(
+        DiffusionPipeline, f"enable_{kind}_cpu_offload", lambda self, device: seen.append((self.device, device))
+    )
+    monkeypatch.setattr("diffusers_dti.cli.open_pipeline._device", torch.device)  # as on a machine that has one
+    assert dti(*command, "--device", "cuda:1") == 0
+    assert seen == [(torch.device("cpu"), torch.device("cuda:1"))] and (tmp_path / "out" / "sheet.png").is_file()
 
 
 def test_generate_with_two_concepts_of_one_word(model, runs, tmp_path, capsys):

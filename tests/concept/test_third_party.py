@@ -179,9 +179,9 @@ def test_the_files_beside_a_concepts_first_one(sdxl, concept, tmp_path):
 # ------------------------------------------------------------------------------------------------------ into a pipeline
 @pytest.fixture
 def said(caplog):
-    diffusers_dti.pipeline.loading.logger.addHandler(caplog.handler)
+    diffusers_dti.pipeline.exchange.logger.addHandler(caplog.handler)
     yield caplog
-    diffusers_dti.pipeline.loading.logger.removeHandler(caplog.handler)
+    diffusers_dti.pipeline.exchange.logger.removeHandler(caplog.handler)
 
 
 def build(kind, tmp):

@@ -10,11 +10,12 @@ from PIL import Image
 from diffusers_dti.data.images import load_photos
 
 
-@pytest.fixture
-def heic(tmp_path, monkeypatch):
+@pytest.fixture(params=["IMG_1.HEIC", "IMG_1.heif"])
+def heic(request, tmp_path, monkeypatch):
     """A file of that name, in a process where nobody has registered the format yet."""
-    monkeypatch.setattr(Image, "EXTENSION", {k: v for k, v in Image.registered_extensions().items() if k != ".heic"})
-    path = tmp_path / "IMG_1.HEIC"
+    others = {k: v for k, v in Image.registered_extensions().items() if k not in (".heic", ".heif")}
+    monkeypatch.setattr(Image, "EXTENSION", others)
+    path = tmp_path / request.param
     Image.new("RGB", (8, 4), "red").save(path, "PNG")  # Pillow goes by the content
     return path
 
@@ -23,7 +24,7 @@ def test_heic_needs_a_package_that_is_named(heic, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     cure = 'HEIC needs the package pillow-heif: `pip install "diffusers-dti[heif]"`'
     with pytest.raises(OSError, match=rf"^{re.escape(str(heic))} is not an image .*: {re.escape(cure)}$"):
-        load_photos(heic)
+        load_photos(heic.parent)
 
 
 def test_the_opener_of_heic_is_registered_once(heic, monkeypatch):
@@ -31,7 +32,7 @@ def test_the_opener_of_heic_is_registered_once(heic, monkeypatch):
 
     def register_heif_opener():
         calls.append("registered")
-        Image.EXTENSION[".heic"] = "HEIF"
+        Image.EXTENSION |= {".heic": "HEIF", ".heif": "HEIF"}
 
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
     Image.new("RGB", (8, 4)).save(heic.with_name("a.png"))

@@ -261,6 +261,7 @@ def test_masks_beside_photos_are_found(tmp_path, caplog):
         image.save(tmp_path / name)
     for name in ("a", "b"):
         Image.new("L", (8, 8), 200).save(tmp_path / f"{name}-masklabel.png")
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}-condlabel.png")  # OneTrainer's, for models of another kind
     logger.addHandler(caplog.handler)
     try:
         photos = load_photos(tmp_path)

@@ -193,6 +193,25 @@ def test_an_interrupted_write_leaves_no_file(sdxl, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_a_video_has_all_its_frames(wan, tmp_path):
+    call = {"num_inference_steps": 1, "height": 32, "width": 32, "num_frames": 5}
+    (image,) = images = plan(tmp_path, ["a dog"])
+    generate_missing(wan, images, {}, 1, call)
+    expected = wan(image.prompt, generator=torch.Generator().manual_seed(image.seed), output_type="pil", **call).frames[0]
+    with Image.open(image.path) as video:
+        assert (video.format, video.n_frames, video.info["loop"]) == ("PNG", 5, 0) and 62 <= video.info["duration"] <= 63
+        for number, frame in enumerate(expected):
+            video.seek(number)
+            assert video.convert("RGB").tobytes() == frame.tobytes()
+    first = times(images)
+    generate_missing(wan, images, {}, 1, call)
+    assert times(images) == first  # it says what it was generated from
+    assert contact_sheet(images).size == contact_sheet(plan(tmp_path, ["a dog"])).size
+    generate_missing(wan, images, {}, 1, call | {"num_frames": 1})
+    with Image.open(image.path) as still:
+        assert still.n_frames == 1
+
+
 def test_videos_have_one_frame(wan, tmp_path):
     frames = []
     wan.transformer.register_forward_pre_hook(

@@ -78,6 +78,21 @@ def test_loading_one_keeps_the_others_in_the_list(sana, pair, tmp_path):
     assert list(reopened(again, tmp_path / "2").directional_inversions) == ["<dog>", "<rex>", "<new>"]
 
 
+def test_a_concept_that_a_pipeline_was_saved_with_can_be_replaced(sdxl, pair, concept, tmp_path):
+    sdxl.load_directional_inversion(list(pair(sdxl)))
+    again = reopened(sdxl, tmp_path)
+    new = concept(again, "<rex>", vectors=2, seed=8)
+    with pytest.raises(ValueError, match="<rex> is in the vocabulary"):
+        again.load_directional_inversion(new)
+    again.load_directional_inversion(new, replace=True)
+    assert list(again.directional_inversions) == ["<dog>", "<rex>"]
+    assert same(again.directional_inversions["<rex>"].embeddings, new.embeddings)
+    again.unload_directional_inversion("<dog>")
+    sdxl.unload_directional_inversion()
+    sdxl.load_directional_inversion(new)
+    torch.testing.assert_close(encoded(again, "a <rex>"), encoded(sdxl, "a <rex>"), rtol=0, atol=1e-5)
+
+
 def test_what_stock_unloads_is_listed_no_longer(sd, pair, tmp_path):
     sd.load_directional_inversion(list(pair(sd)))
     again = reopened(sd, tmp_path)

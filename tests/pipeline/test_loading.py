@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
-from helpers import differing, rows_in, states
+from helpers import differing, rows_in, same, states
 from safetensors.torch import load_file
 from tiny_pipelines import generate
 
@@ -367,6 +367,25 @@ def test_several_at_once_under_other_names(sdxl, concept):
             sdxl.load_directional_inversion([a, b], token=["<d>", second])
     assert not differing(states(sdxl), before)
     assert sdxl.load_directional_inversion([]) == []
+
+
+def test_several_by_placeholder(sdxl, concept, tmp_path):
+    """A mapping of sources is not a state dict, whose values are tensors."""
+    made = concept(sdxl, seed=1)
+    made.save_pretrained(tmp_path / "dog")
+    loaded = sdxl.load_directional_inversion({"<a>": str(tmp_path / "dog"), "<b>": made, "<c>": tmp_path / "dog"})
+    assert list(loaded) == list(sdxl.directional_inversions) == ["<a>", "<b>", "<c>"]
+    assert all(same(one.embeddings, made.embeddings) for one in loaded.values())
+    before = states(sdxl)
+    with pytest.raises(TypeError, match="leave out `token`"):
+        sdxl.load_directional_inversion({"<d>": made}, token="<e>")
+    with pytest.raises(ValueError, match="<b> is already loaded"):
+        sdxl.load_directional_inversion({"<d>": made, "<b>": made})
+    assert not differing(states(sdxl), before)
+    (again,) = sdxl.load_directional_inversion({"<b>": concept(sdxl, seed=2)}, replace=True, token_scale=2.0).values()
+    assert again.scales["text_encoder"].item() == pytest.approx(2.0)
+    parts = {f"{c}": rows for c, rows in made.embeddings.items()}
+    assert sdxl.load_directional_inversion(parts, token="<f>").placeholder_token == "<f>"
 
 
 @pytest.mark.parametrize(

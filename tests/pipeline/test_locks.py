@@ -62,10 +62,12 @@ def test_unloading_while_a_word_is_trained_is_refused(sdxl, photos, concept):
     """Training goes by the numbers of its tokens. Loading adds at the end, and is allowed."""
 
     def unload(trainer, step):
-        with pytest.raises(RuntimeError, match="being trained: unload concepts when that run has ended"):
+        with pytest.raises(RuntimeError, match="being trained: unload or replace concepts when that run has ended"):
             sdxl.unload_directional_inversion("<first>")
+        with pytest.raises(RuntimeError, match="being trained: unload or replace concepts when that run has ended"):
+            sdxl.load_directional_inversion(concept(sdxl, "<first>"), replace=True)
         if step == 1:
-            sdxl.load_directional_inversion(concept(sdxl, "<new>"))
+            sdxl.load_directional_inversion(concept(sdxl, "<new>"), replace=True)  # which replaces nothing
 
     sdxl.load_directional_inversion(concept(sdxl, "<first>"))
     learned = DTITrainer(sdxl, **SETTINGS, placeholder_token="<a>").fit(photos, callback_on_step_end=unload)

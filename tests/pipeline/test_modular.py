@@ -18,7 +18,7 @@ from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
 from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
-from diffusers_dti.pipeline import loading, matching, vocabulary
+from diffusers_dti.pipeline import exchange, matching, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}
 GUIDED = {"negative_prompt": "blurry", "guidance_scale": 5.0}
@@ -146,7 +146,7 @@ def test_components_that_are_not_loaded_yet(sdxl, concept, tmp_path, monkeypatch
         made.load_directional_inversion(concept(sdxl))
     assert made.text_encoder is None and made.tokenizer is None
     warnings = []
-    for module in (loading, matching):
+    for module in (exchange, matching):
         monkeypatch.setattr(module.logger, "warning", warnings.append)
     made.load_components(["text_encoder_2", "tokenizer_2"])
     made.load_directional_inversion(concept(sdxl))

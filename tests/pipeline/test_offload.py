@@ -25,7 +25,8 @@ def test_loading_and_unloading_under_offload(sdxl, concept, offload):
     getattr(sdxl, offload)(device="cpu")
     there = hooks(sdxl)
     assert any(there.values())
-    sdxl.load_directional_inversion(made)
+    sdxl.load_directional_inversion(concept(sdxl, seed=1))
+    sdxl.load_directional_inversion(made, replace=True)
     assert hooks(sdxl) == there
     sdxl.remove_all_hooks()  # diffusers' own sequential offload to "cpu:0" fails in accelerate at the first call
     torch.testing.assert_close(encoded(sdxl, "a <dog> on the beach"), states_of_prompt, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """Loading and unloading change everything or nothing: an exception is raised at every line of them, and at many bytecodes."""
 
 import contextlib
+import dataclasses
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -65,7 +66,29 @@ def check_unloading(pipe, made, every, opcodes):
     assert count > 100 and not torn
 
 
-@pytest.mark.parametrize("check", [check_loading, check_unloading])
+def check_replacing(pipe, made, every, opcodes):
+    """The one that was loaded first goes, and another comes in."""
+    for concept in made:
+        pipe.load_directional_inversion(concept)
+    other = dataclasses.replace(made[1], placeholder_token=made[0].placeholder_token)
+
+    def restore():
+        pipe.unload_directional_inversion()
+        for concept in made:
+            pipe.load_directional_inversion(concept)
+
+    count, torn = outcomes(
+        lambda: pipe.load_directional_inversion(other, replace=True),
+        lambda: states(pipe) | {"concepts": list(pipe.directional_inversions)},
+        restore,
+        every,
+        opcodes,
+        ("pipeline/",),
+    )
+    assert count > 200 and not torn
+
+
+@pytest.mark.parametrize("check", [check_loading, check_unloading, check_replacing])
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize(("every", "opcodes"), [(SHARE, False), (SHARE * 19, True)])
 def test_a_share_of_the_points(changed, concept, check, vectors, every, opcodes):
@@ -73,7 +96,7 @@ def test_a_share_of_the_points(changed, concept, check, vectors, every, opcodes)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("check", [check_loading, check_unloading])
+@pytest.mark.parametrize("check", [check_loading, check_unloading, check_replacing])
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize(("every", "opcodes"), [(1, False), (7, True)])
 def test_every_point(changed, concept, check, vectors, every, opcodes):
@@ -91,29 +114,37 @@ def test_a_torn_change_is_found():
     assert count == 4 and torn == [2]  # the first attribute is set, and the second is not
 
 
-def check_fit(pipe, photos, every):
-    """The start and the end of training; what is in between is rolled back by the same lines."""
+def check_fit(pipe, photos, every, earlier=None):
+    """The start and the end of training, also in the place of an earlier concept; the same lines roll back what is between."""
     settings = {"placeholder_token": "<a>", "initializer_token": "dog", "resolution": 32, "train_batch_size": 1}
 
     def fit():
         DTITrainer(pipe, **settings, max_train_steps=1, heldout_loss_steps=0).fit(photos[:1])
 
     fit()
-    pipe.unload_directional_inversion()  # encoders install hooks of their own at their first call
+
+    def restore():  # encoders install hooks of their own at their first call
+        pipe.unload_directional_inversion()
+        if earlier is not None:
+            pipe.load_directional_inversion(earlier)
+
+    restore()
     count, torn = outcomes(
         fit,
         lambda: states(pipe),
-        lambda: pipe.unload_directional_inversion("<a>"),
+        restore,
         every,
         parts=("pipeline/", "training/trainer.py", "training/frozen.py", "training/loop.py", "training/trainable.py"),
     )
     assert count > 500 and not torn
 
 
-def test_a_share_of_the_points_of_fit(changed, photos):
-    check_fit(changed, photos, 251)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_share_of_the_points_of_fit(changed, photos, concept, again):
+    check_fit(changed, photos, 251, concept(changed, "<a>", 2) if again else None)
 
 
 @pytest.mark.long
-def test_every_point_of_fit(changed, photos):
-    check_fit(changed, photos, 1)
+@pytest.mark.parametrize("again", [False, True])
+def test_every_point_of_fit(changed, photos, concept, again):
+    check_fit(changed, photos, 1, concept(changed, "<a>", 2) if again else None)

@@ -169,14 +169,18 @@ def test_a_taken_placeholder_is_refused(sdxl, concept):
     made = concept(sdxl)
     sdxl.load_directional_inversion(made)
     before = states(sdxl)
-    with pytest.raises(ValueError, match=r"<dog> is already loaded.*unload_directional_inversion\('<dog>'\)"):
+    with pytest.raises(
+        ValueError, match=r"<dog> is already loaded: replace it with `replace=True`.*unload_directional_inversion\('<dog>'\)"
+    ):
         sdxl.load_directional_inversion(made)
-    with pytest.raises(ValueError, match=r"dog</w> is in the vocabulary of text_encoder already"):
-        sdxl.load_directional_inversion(made, token="dog</w>")
+    for replace in (False, True):  # words of others are not replaced
+        with pytest.raises(ValueError, match=r"dog</w> is in the vocabulary of text_encoder already"):
+            sdxl.load_directional_inversion(made, token="dog</w>", replace=replace)
     assert not differing(states(sdxl), before)
     sdxl.load_textual_inversion({"<stock>": torch.ones(16)})
-    with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes it out"):
-        sdxl.load_directional_inversion(made, token="<stock>")
+    for replace in (False, True):
+        with pytest.raises(ValueError, match=r"<stock> is in the vocabulary.*`unload_textual_inversion` takes it out"):
+            sdxl.load_directional_inversion(made, token="<stock>", replace=replace)
     with pytest.raises(ValueError, match="<dog>_1 and <dog> cannot be loaded together"):
         sdxl.load_directional_inversion(made, token="<dog>_1")
 

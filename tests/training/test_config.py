@@ -142,6 +142,18 @@ def test_an_initializer_of_another_type_is_refused(word):
         DTIConfig(initializer_token=word)
 
 
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_whole_numbers_of_more_than_64_bits_are_refused(value):
+    """torch would refuse them amid the run, and numpy count a seed modulo 2⁶⁴."""
+    with pytest.raises(
+        ValueError, match=f"^seed must be a whole number of 64 bits, from -2\\*\\*63 to 2\\*\\*63 - 1, got {value}.$"
+    ):
+        DTIConfig(seed=value)
+    assert (
+        DTIConfig(seed=2**63 - 1).seed == 2**63 - 1 and DTIConfig(seed=-(2**63), learning_rate=10**20).learning_rate == 10**20
+    )
+
+
 def test_values_of_a_fitting_type_are_taken(tmp_path):
     """A whole number for a float, a tuple for a list, a path for text."""
     dog = DirectionalInversion.from_embeddings("<dog>", {"text_encoder": torch.ones(1, 16)})

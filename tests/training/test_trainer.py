@@ -426,3 +426,83 @@ def test_photos_are_encoded_once(sdxl, photos):
     sdxl.vae.encoder.register_forward_hook(lambda *a: calls.append(1))
     DTITrainer(sdxl, **SETTINGS, max_train_steps=12, crops_per_image=4).fit([*photos, Image.new("RGB", (16, 16))])
     assert len(calls) == 3 + 4  # three square photos, four crops of the other
+
+
+def test_a_cell_that_runs_again_learns_the_same(sdxl, photos, tmp_path, caplog):
+    """The earlier concept is neither its start nor in its way, and it is replaced at the end."""
+    sdxl.load_directional_inversion(DirectionalInversion.from_pretrained({"<cat>": torch.ones(16)}, "<cat>"))
+    settings = SETTINGS | {"max_train_steps": 4, "checkpointing_steps": 2, "output_dir": tmp_path}
+    first = DTITrainer(sdxl, **settings).fit(photos)
+    before, cat = states(sdxl), sdxl.directional_inversions["<cat>"]
+    assert "has an earlier run's" not in caplog.text
+    for again in ({}, {"num_vectors": 2}, {}, {"resume_from_checkpoint": "latest"}):
+        caplog.clear()
+        trainer = DTITrainer(sdxl, **settings | again)
+        learned = trainer.fit(photos)
+        assert trainer.history[-1]["step"] == 4 and learned.num_vectors == again.get("num_vectors", 1)
+        assert sdxl.directional_inversions == {"<cat>": cat, "<dog>": learned}
+        assert "<dog> is loaded already: it is trained anew" in caplog.text
+        kept = "checkpoint-2, checkpoint-4, learned_embeds.safetensors, learned_embeds_2.safetensors: this one starts anew"
+        assert (kept in caplog.text) == ("resume_from_checkpoint" not in again)
+        read = DirectionalInversion.from_pretrained(tmp_path)
+        for component, v in learned.directions.items():
+            torch.testing.assert_close(read.directions[component], v, rtol=0, atol=1e-7)
+            assert again.get("num_vectors") or torch.equal(v, first.directions[component])
+    assert not differing(states(sdxl), before)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_second_run_that_fails_leaves_the_first_ones_concept(sdxl, photos, tmp_path, concept, error):
+    def fail(trainer, step):
+        if step == 2:
+            raise error
+
+    settings = SETTINGS | {"max_train_steps": 3, "output_dir": tmp_path}
+    DTITrainer(sdxl, **settings, pooling="legacy").fit(photos)
+    sdxl.load_directional_inversion(concept(sdxl, "<cat>", vectors=2))
+    sdxl.encode_prompt("a dog")
+    before, vocabulary_before, loaded = everything(sdxl), states(sdxl), sdxl.directional_inversions
+    saved = {p.name: p.read_bytes() for p in tmp_path.glob("learned_embeds*")}
+    with pytest.raises(error):
+        DTITrainer(sdxl, **settings, num_vectors=2).fit(photos, callback_on_step_end=fail)
+    assert same(everything(sdxl), before) and not differing(states(sdxl), vocabulary_before)
+    assert sdxl.directional_inversions == loaded and list(sdxl.directional_inversions) == ["<dog>", "<cat>"]
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("learned_embeds*")} == saved
+    assert (tmp_path / "checkpoint-2").is_dir()  # the second one's, to go on from
+    with pytest.raises(ValueError, match="checkpoint-2 was written with other settings"):
+        DTITrainer(sdxl, **settings, resume_from_checkpoint="latest").fit(photos)
+    assert not differing(states(sdxl), vocabulary_before)
+
+
+@pytest.mark.parametrize("word", ["<dog>", "auto"])
+def test_the_earlier_concept_is_no_start(sdxl, photos, monkeypatch, word):
+    """Not even if the initializer is written like the placeholder: the first run has read that as other tokens."""
+    from diffusers_dti.training import propose
+
+    monkeypatch.setattr(propose, "candidate_words", lambda encoders: ["cat", "dog"])
+    settings = SETTINGS | {"initializer_token": word, "max_train_steps": 2}
+    first, again = (DTITrainer(sdxl, **settings).fit(photos) for _ in range(2))
+    assert first.metadata == again.metadata and first.num_vectors == again.num_vectors
+    for component, v in first.directions.items():
+        assert torch.equal(again.directions[component], v)
+
+
+def test_one_of_several_concepts_may_be_trained_anew(sdxl, photos):
+    common = SETTINGS | {"placeholder_token": None, "initializer_token": {"<dog>": "dog", "<cat>": "cat"}, "max_train_steps": 2}
+    both = DTITrainer(sdxl, **common).fit({"<dog>": photos[:2], "<cat>": photos[2:]})
+    sdxl.unload_directional_inversion("<cat>")
+    again = DTITrainer(sdxl, **common).fit({"<dog>": photos[:2], "<cat>": photos[2:]})
+    assert sdxl.directional_inversions == again
+    for word, concept in both.items():
+        assert all(torch.equal(again[word].directions[c], v) for c, v in concept.directions.items())
+
+
+def test_a_trainer_follows_its_pipeline_to_another_dtype(sana, photos):
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
+    trainer = DTITrainer(sana, **settings)
+    trainer.fit(photos)
+    sana.unload_directional_inversion()
+    sana.to(torch.bfloat16)
+    again = trainer.fit(photos)
+    sana.unload_directional_inversion()
+    assert torch.equal(again.directions["text_encoder"], DTITrainer(sana, **settings).fit(photos).directions["text_encoder"])
