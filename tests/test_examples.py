@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffusers_dti.families import find_family
 
@@ -101,6 +103,20 @@ def test_a_step_does_the_work_of_its_floor(family, benchmarks, monkeypatch):
     assert line.startswith(f"| {family} | ") and line.count(" | ") == 5
 
 
+def test_programs_that_learned_something_else_are_not_compared(benchmarks, tmp_path):
+    import peers
+
+    for rows, message in (({}, r"has \[\] vectors in 0 files"), ({"<zog>": torch.ones(2, 8)}, r"has \[2\] vectors in 1 files")):
+        if rows:
+            save_file(rows, tmp_path / "learned_embeds.safetensors")
+        with pytest.raises(RuntimeError, match=message):
+            peers.check_learned(tmp_path)
+    save_file({"<zog>": torch.ones(8)}, tmp_path / "learned_embeds.safetensors")
+    peers.check_learned(tmp_path)
+    with pytest.raises(RuntimeError, match="failed:\n.*no such thing"):
+        peers.run(["-c", "raise SystemExit('no such thing')"])
+
+
 SCRIPTS = (
     "quickstart.py",
     "protocol.py",
@@ -111,6 +127,7 @@ SCRIPTS = (
     "benchmarks/text_length.py",
     "benchmarks/many_words.py",
     "benchmarks/steps.py",
+    "benchmarks/peers.py",
     "worlds/gates.py",
     "worlds/study.py",
 )
