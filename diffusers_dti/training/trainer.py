@@ -158,7 +158,7 @@ class DTITrainer:
             ```
         """
         photos = photos_by_placeholder(self.config, images, captions, masks)
-        self.family = find_family(self.pipe)  # again: the pipeline may be in another dtype by now
+        vars(self.family).pop("dtypes", None)  # cached, and the pipeline may be in others by now
         if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None
