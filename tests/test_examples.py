@@ -86,7 +86,9 @@ def test_many_words(sdxl, tmp_path, benchmarks):
     import many_words
 
     times = many_words.measure(sdxl, 60, tmp_path)
-    assert len(times) == 8 and min(times.values()) > 0 and sdxl.directional_inversions == {}
+    assert len(times) == 9 and min(times.values()) > 0 and sdxl.directional_inversions == {}
+    many_words.load_by_stock(sdxl)
+    assert "<stock>" in sdxl.tokenizer.get_vocab() and "<stock>" in sdxl.tokenizer_2.get_vocab()
     tokens = many_words.tokenizer(2000)
     assert len(tokens) == 2000 and len(tokens("some words").input_ids) > 2
 

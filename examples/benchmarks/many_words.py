@@ -20,10 +20,10 @@ from diffusers_dti import DirectionalInversion
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
-def build(family: str) -> DiffusionPipeline:
-    """Build a pipeline of which only the text encoders are there."""
+def build(family: str, width: int = 2304) -> DiffusionPipeline:
+    """Build a pipeline of which only the text encoders are there, SANA's in a width of your choice."""
     if family == "sana":
-        model = Gemma2Model(Gemma2Config(vocab_size=256_000, num_hidden_layers=1)).bfloat16()
+        model = Gemma2Model(Gemma2Config(vocab_size=256_000, hidden_size=width, num_hidden_layers=1)).bfloat16()
         return SanaPipeline(tokenizer(256_000), model, vae=None, transformer=None, scheduler=None)
     small, big = (
         CLIPTextModel(CLIPTextConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=8, intermediate_size=64))
@@ -40,6 +40,20 @@ def milliseconds(function: Callable[[], object], concepts: int) -> float:
     began = time.process_time()
     function()
     return (time.process_time() - began) * 1000 / concepts
+
+
+def grown(pipe: DiffusionPipeline, component: str) -> torch.Tensor:
+    """Return a copy of a table with one more row: what loading a word must at least do."""
+    table = getattr(pipe, component).get_input_embeddings().weight.detach()
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+def load_by_stock(pipe: DiffusionPipeline) -> None:
+    """Load a word as users of stock diffusers do, with one call for each encoder."""
+    for component, encoder in find_text_encoders(pipe).items():
+        state = {"<stock>": torch.randn(encoder.width, dtype=encoder.weight.dtype)}
+        tokenizer = component.replace("text_encoder", "tokenizer")
+        pipe.load_textual_inversion(state, text_encoder=getattr(pipe, component), tokenizer=getattr(pipe, tokenizer))
 
 
 def measure(pipe: DiffusionPipeline, count: int, folder: Path) -> dict[str, float]:
@@ -60,6 +74,7 @@ def measure(pipe: DiffusionPipeline, count: int, folder: Path) -> dict[str, floa
         for concept in made[first : first + 5]:
             pipe.load_directional_inversion(concept)
 
+    times["copy of the tables"] = milliseconds(lambda: [grown(pipe, component) for component in widths], 1)
     times["load the 1st to 5th"] = milliseconds(lambda: one_by_one(0), 5)
     if count > 50:
         pipe.load_directional_inversion(made[5:45])
@@ -75,13 +90,17 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=["sdxl", "sana"])
+    parser.add_argument("--width", type=int, default=2304, help="the width of SANA's encoder (default: 2304)")
+    parser.add_argument("--stock", action="store_true", help="also measure stock `load_textual_inversion`")
     parser.add_argument("--count", type=int, default=1000, help="the number of concepts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = build(arguments.family)
+    pipe = build(arguments.family, arguments.width)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         results = measure(pipe, arguments.count, Path(folder))
+    if arguments.stock:
+        results["stock, load one"] = milliseconds(lambda: load_by_stock(pipe), 1)
     results["peak memory above the pipeline (MB)"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
     print(f"| {arguments.family} | CPU ms a concept |\n|---|---|")
     for name, value in results.items():
