@@ -30,7 +30,7 @@ class FlowFamily(Family):
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (1 - sigma) latents + sigma noise, and the sigmas, (n,). `batch.timesteps` count down from sigma 1."""
-        sigmas = self.scheduler.sigmas.to(batch.latents.device)[batch.timesteps]
+        sigmas = self.scheduler.sigmas.to(batch.latents.device, non_blocking=True)[batch.timesteps]
         at = sigmas.view(-1, *[1] * (batch.latents.ndim - 1))
         return (1 - at) * batch.latents + at * batch.noise, sigmas
 

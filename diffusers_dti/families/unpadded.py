@@ -34,10 +34,10 @@ def encoder_inputs(
         list(prompts), padding=True, truncation=True, max_length=length - max(zero_pads), padding_side="right",
         return_tensors="pt",
     )  # fmt: skip
-    ids: Tensor = tokens.input_ids.to(encoder.device)
+    ids: Tensor = tokens.input_ids.to(encoder.device, non_blocking=True)
     mask: Tensor = tokens.attention_mask
     if not any(zero_pads):
-        return {"input_ids": ids, "attention_mask": mask.to(encoder.device)}
+        return {"input_ids": ids, "attention_mask": mask.to(encoder.device, non_blocking=True)}
     start = int(tokens.input_ids[0, 0] == tokenizer.bos_token_id)  # 1 after <bos>; T5 has no such token
     rows = []
     for embedded, real, zeros in zip(encoder.get_input_embeddings()(ids), mask.sum(-1).tolist(), zero_pads, strict=True):
@@ -45,4 +45,7 @@ def encoder_inputs(
         rows.append(torch.cat([embedded[:start], blank, embedded[start:real]]))
     lengths = torch.tensor([len(r) for r in rows])
     padded_mask = (torch.arange(max(lengths)) < lengths[:, None]).to(mask.dtype)
-    return {"inputs_embeds": pad_sequence(rows, batch_first=True), "attention_mask": padded_mask.to(encoder.device)}
+    return {
+        "inputs_embeds": pad_sequence(rows, batch_first=True),
+        "attention_mask": padded_mask.to(encoder.device, non_blocking=True),
+    }

@@ -84,18 +84,19 @@ class Wan(FlowFamily):
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
         """Predict the velocity. Each of Wan 2.2's two transformers takes the samples on its side of the boundary."""
         latents, sigmas = self.noisy_latents(batch)
-        prediction = torch.zeros_like(latents)
-        high = torch.ones_like(sigmas, dtype=torch.bool) if self.boundary is None else sigmas >= self.boundary
+        if self.boundary is None:  # no mask, which would have to come from the device
+            return self._predict_by("transformer", latents, sigmas, conditioning["context"])
+        prediction, high = torch.zeros_like(latents), sigmas >= self.boundary
         for name, chosen in zip(self.denoisers, (high, ~high)):
             if chosen.any():
-                dtype = self.dtypes[name]
-                part = getattr(self.pipe, name)(
-                    latents[chosen].to(dtype),
-                    sigmas[chosen] * self.scheduler.config.num_train_timesteps,
-                    conditioning["context"][chosen].to(dtype),
-                ).sample
-                prediction = prediction.index_put((chosen,), part.float())
+                part = self._predict_by(name, latents[chosen], sigmas[chosen], conditioning["context"][chosen])
+                prediction = prediction.index_put((chosen,), part)
         return prediction
+
+    def _predict_by(self, name: str, latents: Tensor, sigmas: Tensor, context: Tensor) -> Tensor:
+        """Return one transformer's prediction, float32."""
+        model, dtype, steps = getattr(self.pipe, name), self.dtypes[name], self.scheduler.config.num_train_timesteps
+        return model(latents.to(dtype), sigmas * steps, context.to(dtype)).sample.float()
 
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
         """Generate a video of one frame at the training resolution."""

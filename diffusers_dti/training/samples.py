@@ -151,12 +151,14 @@ class TrainingSamples:
 
 
 def _collate(samples: Sequence[Sample], device: torch.device) -> Batch:
+    """Put samples together on a device, without waiting for it."""
     height, width = samples[0].crop.pixels.shape[-2:]
+    weights = _weights(samples)
     return Batch(
-        latents=torch.cat([s.latents for s in samples]).to(device),
-        noise=torch.cat([s.noise for s in samples]).to(device),
-        weights=_weights(samples, device),
-        timesteps=torch.tensor([s.timestep for s in samples], device=device),
+        latents=torch.cat([s.latents for s in samples]).to(device, non_blocking=True),
+        noise=torch.cat([s.noise for s in samples]).to(device, non_blocking=True),
+        weights=None if weights is None else weights.to(device, non_blocking=True),
+        timesteps=torch.tensor([s.timestep for s in samples]).to(device, non_blocking=True),
         prompts=[s.prompt for s in samples],
         original_sizes=[s.crop.original_size for s in samples],
         crop_corners=[s.crop.corner for s in samples],
@@ -171,7 +173,7 @@ def _spread(seed: int, k: int) -> float:
     return (offset + k * (5**0.5 - 1) / 2) % 1
 
 
-def _weights(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
+def _weights(samples: Sequence[Sample]) -> Tensor | None:
     """Return the masks in the size of the latents, (n, 1, h, w) of mean 1 each, or None if no sample has one."""
     if all(s.crop.mask is None for s in samples):
         return None
@@ -181,7 +183,7 @@ def _weights(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
         mask = sample.crop.mask
         mask = torch.ones(1, height, width) if mask is None else adaptive_avg_pool2d(mask, (height, width))
         weights.append(mask / mask.mean())
-    return torch.stack(weights).to(device)
+    return torch.stack(weights)
 
 
 def prepare_samples(
