@@ -64,21 +64,25 @@ def run(args: argparse.Namespace) -> int:
     """Generate and score what has not been generated and scored yet, and write the results."""
     from ..data.subjects import read_subjects
     from ..evaluation import protocol, summary
+    from ..evaluation.progress import progress_bar
     from .open_pipeline import open_pipeline, pipeline_identity
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder)
     runs = _find_runs(args.runs)
     metrics = _open_metrics(args)
     plan = _plan(args, runs, subjects)
+    total = sum(map(len, plan.values()))
     if not args.skip_generation:
         for run, subject in plan:
             run.folder_of(subject)  # raises if the concept is missing, before anything is generated
-        pipe = open_pipeline(args)
-        for (run, subject), images in plan.items():
-            protocol.generate_subject(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
+        pipe, model, call = open_pipeline(args), pipeline_identity(args), dict(args.call)
+        with progress_bar(total, "Generating") as bar:
+            for (run, subject), images in plan.items():
+                protocol.generate_subject(pipe, run, subject, images, model, args.batch_size, call, bar)
     records = []
-    for (run, subject), images in plan.items():
-        records.extend(protocol.score(run, subject, images, metrics))
+    with progress_bar(total * len(metrics), "Scoring") as bar:
+        for (run, subject), images in plan.items():
+            records.extend(protocol.score(run, subject, images, metrics, bar))
     result = summary.summarize(records)
     _write_results(result, list(records[0]["scores"]), args.output_dir)
     return 0

@@ -79,7 +79,9 @@ def load_directional_inversion(
     tokens = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
         raise ValueError(f"`token` needs a placeholder for each of {len(sources)} concepts, or is left out.")
-    concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in zip(sources, tokens)]
+    given = list(zip(sources, tokens))
+    bar = logging.tqdm(given, desc="Reading concepts", leave=False, disable=len(given) == 1, delay=1)  # after a second
+    concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in bar]
     loaded = inject(pipe, concepts, token_scale)
     return loaded if isinstance(source, list | tuple) else loaded[0]
 
