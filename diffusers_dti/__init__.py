@@ -15,9 +15,10 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import DiffusionPipeline
 
 from .concept.inversion import DirectionalInversion
+from .pipeline import ModularPipeline
 from .pipeline.loading import load_directional_inversion, save_directional_inversion, unload_directional_inversion
 from .pipeline.locks import hold_directional_inversions
 from .pipeline.mixin import DirectionalTextualInversionMixin

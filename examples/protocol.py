@@ -33,6 +33,7 @@ def random_models(folder: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "sdxl" / "tokenizer")
     text = TINY | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     dinov2 = Dinov2Model(Dinov2Config(**TINY | {"image_size": 32, "patch_size": 8}))
     siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=TINY | {"image_size": 32, "patch_size": 8}))
     processor = BitImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 250
 MAX_TYPE_IGNORES = 20
 
-# The folders that each folder imports. The files at the top (sphere, atomic, parsing, figures) are imported by all.
+# The folders that each folder imports. The files at the top (sphere, atomic, parsing, figures, notices) are imported by all.
 ALLOWED = {
     "concept": set(),
     "data": set(),
@@ -66,7 +66,7 @@ def folder_of(module):
 
 def is_allowed(module, other):
     here, there = folder_of(module), folder_of(other)
-    if here not in ALLOWED:  # the package itself imports all but the command; sphere, atomic and figures import nothing
+    if here not in ALLOWED:  # the package itself imports all but the command; sphere and its neighbors import nothing
         return module == "" and there != "cli"
     if other == "":  # the public names
         return here == "cli"

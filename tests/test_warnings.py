@@ -1,10 +1,18 @@
-"""Nothing that the package does is deprecated, in the oldest and in the newest releases of what it builds on."""
+"""Using the package causes no warning and no notice of another library, in the oldest and newest releases that it builds on."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# What a user sees: the package's own lines, progress bars, and what transformers says wherever torchvision is not installed.
+EXPECTED = re.compile(
+    r".*%\|[^\[]*\[[^\]]*\](\x1b\[A)?|See .*|\d of \d learned\.|photos: learned, in .*"
+    r"|<dog>: 1 vector for each of .*|\[transformers\] `\w+ImageProcessor` requires torchvision.*"
+)
 SCRIPT = Path(__file__).with_name("warning_free.py")
 
 
@@ -15,9 +23,20 @@ def run(*arguments):
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
 
 
-def test_using_the_package_is_not_warned_about():
-    done = run()
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def used():
+    return run()
+
+
+def test_using_the_package_is_not_warned_about(used):
+    assert used.returncode == 0, used.stdout + used.stderr[-3000:]
+
+
+def test_nothing_is_printed_but_our_own_lines_and_bars(used):
+    shown = re.sub("--- building.*--- built", "", used.stderr, flags=re.DOTALL)
+    report = used.stdout.partition("<dog>: 1 vector")[0] + shown  # without the lines of `dti inspect`
+    other = [line for line in re.split("[\r\n]+", report) if line.strip() and not EXPECTED.fullmatch(line.strip())]
+    assert not other and "Encoding photos" in shown
 
 
 def test_a_deprecated_call_by_the_package_is_found():

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate the images that do not exist yet, and write the strip."""
     from .. import DirectionalInversion
     from ..evaluation.generation import PlannedImage, concepts_loaded, generate_missing, grid
+    from ..evaluation.progress import progress_bar
     from .open_pipeline import open_pipeline, pipeline_identity
 
     if args.steps < 2:
@@ -52,20 +53,21 @@ def run(args: argparse.Namespace) -> int:
         points[f"{t:.3f}"] = first.slerp(second, t)
     pipe = open_pipeline(args)
     rows: dict[str, dict[str, Path]] = {}
-    for position, concept in points.items():
-        folder = args.output_dir / position
-        plan = {}
-        for number, prompt in enumerate(args.prompts):
-            text = prompt.replace("{}", concept.placeholder_token)
-            for seed in args.seeds:
-                plan[f"{prompt}\nseed {seed}"] = PlannedImage.named(folder, number, prompt, text, seed)
-        with concepts_loaded(pipe, [concept], None) as digest:
-            origin = {"concepts": digest, "model": pipeline_identity(args)}
-            generate_missing(pipe, list(plan.values()), origin, args.batch_size, dict(args.call))
-        if args.save_concepts:
-            concept.save_pretrained(folder)
-        for label, image in plan.items():
-            rows.setdefault(label, {})[f"t = {position}"] = image.path
+    with progress_bar(len(points) * len(set(args.prompts)) * len(set(args.seeds)), "Generating") as bar:
+        for position, concept in points.items():
+            folder = args.output_dir / position
+            plan = {}
+            for number, prompt in enumerate(args.prompts):
+                text = prompt.replace("{}", concept.placeholder_token)
+                for seed in args.seeds:
+                    plan[f"{prompt}\nseed {seed}"] = PlannedImage.named(folder, number, prompt, text, seed)
+            with concepts_loaded(pipe, [concept], None) as digest:
+                origin = {"concepts": digest, "model": pipeline_identity(args)}
+                generate_missing(pipe, list(plan.values()), origin, args.batch_size, dict(args.call), bar)
+            if args.save_concepts:
+                concept.save_pretrained(folder)
+            for label, image in plan.items():
+                rows.setdefault(label, {})[f"t = {position}"] = image.path
     strip = args.output_dir / "strip.png"
     grid(rows).save(strip)
     print(f"See {strip}.")

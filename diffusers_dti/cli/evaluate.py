@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.photo_record import check_held_out
     from ..data.subjects import read_subjects
     from ..evaluation import protocol, summary
+    from ..evaluation.progress import progress_bar
     from .open_pipeline import open_pipeline, pipeline_identity
 
     subjects = read_subjects(args.data, args.instances, args.mask_folder, args.learnable_property)
@@ -100,16 +101,19 @@ def run(args: argparse.Namespace) -> int:
     for run, subject in plan if args.held_out else ():
         if isinstance(run, protocol.Run):
             check_held_out(run.folder_of(subject), subject.files)
+    total = sum(map(len, plan.values()))
     if not args.skip_generation:
         for run, subject in plan:
             if isinstance(run, protocol.Run):
                 run.folder_of(subject)  # raises if the concept is missing, before anything is generated
-        pipe = open_pipeline(args)
-        for (run, subject), images in plan.items():
-            protocol.generate_subject(pipe, run, subject, images, pipeline_identity(args), args.batch_size, dict(args.call))
+        pipe, model, call = open_pipeline(args), pipeline_identity(args), dict(args.call)
+        with progress_bar(total, "Generating") as bar:
+            for (run, subject), images in plan.items():
+                protocol.generate_subject(pipe, run, subject, images, model, args.batch_size, call, bar)
     records = []
-    for (run, subject), images in plan.items():
-        records.extend(protocol.score(run, subject, images, metrics))
+    with progress_bar(total * len(metrics), "Scoring") as bar:
+        for (run, subject), images in plan.items():
+            records.extend(protocol.score(run, subject, images, metrics, bar))
     result = summary.summarize(records)
     _write_results(result, list(records[0]["scores"]), args.output_dir)
     return 0

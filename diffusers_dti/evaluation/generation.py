@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import logging
 from PIL import Image, PngImagePlugin
 
 from ..atomic import atomic_file
 from ..concept.hub import hub_errors
 from ..concept.inversion import DirectionalInversion
 from ..figures import SheetRow, paint_sheet
+from ..notices import notice_dropped
 from ..pipeline.protocols import Pipeline
+from .progress import Bar, own_bar_hidden, pass_over, progress_bar
 
 RESERVED_ARGUMENTS = (
     "self",
@@ -96,7 +98,7 @@ def concepts_loaded(
         for file in files:
             name = f"adapter{len(adapters)}"
             adapters.append(name)
-            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+            _load_adapter(pipe, file, name)
             digest.update(file.read_bytes())
         if len(adapters) > 1:
             pipe.set_adapters(adapters)  # loading an adapter deactivates those before it
@@ -106,6 +108,14 @@ def concepts_loaded(
             pipe.unload_directional_inversion(placeholders)
         if adapters:
             pipe.unload_lora_weights()
+
+
+def _load_adapter(pipe: Pipeline, file: Path, name: str) -> None:
+    """Load an adapter. Drop the notices that it has no part for the text encoders, and that there is another adapter."""
+    # No argument turns them off. `load_lora_into_unet` has no such notice, but skips a LoRA's part for the text encoders.
+    with notice_dropped("diffusers.loaders.lora_base", "No LoRA keys associated to"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
 
 
 def _adapter_of(source: str | Path) -> Path:
@@ -137,7 +147,12 @@ def find_adapter(source: str | Path) -> Path | None:
 
 # ---------------------------------------------------------------------------------------------------------- the images
 def generate_missing(
-    pipe: Pipeline, images: Sequence[PlannedImage], origin: Mapping[str, Any], batch_size: int, call: Mapping[str, Any]
+    pipe: Pipeline,
+    images: Sequence[PlannedImage],
+    origin: Mapping[str, Any],
+    batch_size: int,
+    call: Mapping[str, Any],
+    bar: Bar | None = None,
 ) -> None:
     """Generate the images that do not exist yet, in batches, and save each batch as soon as it is finished.
 
@@ -148,6 +163,7 @@ def generate_missing(
             generated again.
         batch_size: the number of images in a batch. Each has its own seed, so this does not change them.
         call: arguments of the pipeline's call.
+        bar: the bar to advance by each image; by default one of its own.
 
     Raises:
         ValueError: if the call does not have an argument, or the argument is reserved.
@@ -159,17 +175,13 @@ def generate_missing(
     for planned in images:
         provenance[planned] = json.dumps({"prompt": planned.prompt, "seed": planned.seed, **common}, sort_keys=True)
     missing = [planned for planned, text in provenance.items() if read_provenance(planned.path) != text]
-    before = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        with logging.tqdm(total=len(provenance), initial=len(provenance) - len(missing), desc="Generating") as bar:
-            for first in range(0, len(missing), batch_size):
-                batch = missing[first : first + batch_size]
-                for planned, frames in zip(batch, _generate_batch(pipe, batch, call), strict=True):
-                    _save(frames, planned.path, provenance[planned])
-                bar.update(len(batch))
-    finally:
-        pipe.set_progress_bar_config(**before)
+    with own_bar_hidden(pipe), progress_bar(len(provenance), "Generating", bar) as bar:
+        pass_over(bar, len(provenance) - len(missing))
+        for first in range(0, len(missing), batch_size):
+            batch = missing[first : first + batch_size]
+            for planned, frames in zip(batch, _generate_batch(pipe, batch, call), strict=True):
+                _save(frames, planned.path, provenance[planned])
+            bar.update(len(batch))
 
 
 def _check_call(pipe: Pipeline, call: Mapping[str, Any]) -> dict[str, Any]:

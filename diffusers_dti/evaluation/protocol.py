@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.utils import logging
 from PIL import Image
 
 from ..data.subjects import Subject
@@ -15,6 +14,7 @@ from ..parsing import parse_json
 from ..pipeline.protocols import Pipeline
 from .generation import PlannedImage, concepts_loaded, generate_missing, read_provenance
 from .metrics import Metric
+from .progress import Bar, pass_over, progress_bar
 from .prompts import LIVE_PROMPTS, OBJECT_PROMPTS, STYLE_PROMPTS, Kind, is_live
 from .store import Store
 from .summary import Record
@@ -126,6 +126,7 @@ def generate_subject(
     model: Mapping[str, Any],
     batch_size: int,
     call: Mapping[str, Any],
+    bar: Bar | None = None,
 ) -> None:
     """Load a run's concept of a subject, generate its missing images, and unload the concept.
 
@@ -134,7 +135,7 @@ def generate_subject(
         run, subject: which concept; a baseline has none.
         images: from `plan_images`.
         model: what identifies the pipeline, as JSON values.
-        batch_size, call: see `generate_missing`.
+        batch_size, call, bar: see `generate_missing`.
 
     Raises:
         OSError: if the run has not learned the subject.
@@ -142,11 +143,15 @@ def generate_subject(
     """
     sources, scale = ([run.folder_of(subject)], run.token_scale) if isinstance(run, Run) else ([], None)
     with concepts_loaded(pipe, sources, scale, subject.placeholder_token) as digest:
-        generate_missing(pipe, images, {"concepts": digest, "model": model}, batch_size, call)
+        generate_missing(pipe, images, {"concepts": digest, "model": model}, batch_size, call, bar)
 
 
 def score(
-    run: Run | Baseline, subject: Subject, images: Sequence[PlannedImage], metrics: Mapping[str, tuple[Metric, Store]]
+    run: Run | Baseline,
+    subject: Subject,
+    images: Sequence[PlannedImage],
+    metrics: Mapping[str, tuple[Metric, Store]],
+    bar: Bar | None = None,
 ) -> list[Record]:
     """Score images by every metric. Scores that a store already has are not computed again.
 
@@ -154,6 +159,7 @@ def score(
         run, subject: what the images show.
         images: from `plan_images`, generated.
         metrics: the metrics by what the user calls them, each with the store of its scores.
+        bar: the bar to advance by each image and metric; by default one of its own.
 
     Returns:
         A record for each image, for `summarize`.
@@ -168,13 +174,16 @@ def score(
     texts = [image.words for image in images]
     settings = _score_settings(subject, images, texts)
     scores: list[dict[str, float]] = [{} for _ in images]
-    for spec, (metric, store) in metrics.items():
-        found = _score_with_store(spec, metric, store, subject, images, texts, settings)
-        for collected, own in zip(scores, found, strict=True):
-            twice = sorted(collected.keys() & own.keys())
-            if twice:
-                raise ValueError(f"{spec} returns the score {twice[0]!r}, and so does another metric: use only one of them.")
-            collected |= own
+    with progress_bar(len(metrics) * len(images), "Scoring", bar) as bar:
+        for spec, (metric, store) in metrics.items():
+            found = _score_with_store(spec, metric, store, subject, images, texts, settings, bar)
+            for collected, own in zip(scores, found, strict=True):
+                twice = sorted(collected.keys() & own.keys())
+                if twice:
+                    raise ValueError(
+                        f"{spec} returns the score {twice[0]!r}, and so does another metric: use only one of them."
+                    )
+                collected |= own
     records: list[Record] = []
     for image, text, values in zip(images, texts, scores, strict=True):
         records.append({"run": run.name, "subject": subject.name, "prompt": text, "seed": image.seed, "scores": values})
@@ -206,16 +215,18 @@ def _score_with_store(
     images: Sequence[PlannedImage],
     texts: Sequence[str],
     settings: Sequence[dict[str, Any]],
+    bar: Bar,
 ) -> list[dict[str, float]]:
     """Return the scores of each image by one metric, and compute and store those that the store lacks."""
     found = [store.get(own | {"metric": spec}) for own in settings]
     missing = [i for i, scores in enumerate(found) if scores is None]
+    pass_over(bar, len(found) - len(missing))
     if missing:
-        opened = [_open(images[i].path) for i in logging.tqdm(missing, desc=f"{subject.name}, {spec}", leave=False)]
-        columns = metric(opened, [texts[i] for i in missing], subject)
+        columns = metric([_open(images[i].path) for i in missing], [texts[i] for i in missing], subject)
         for i, scores in zip(missing, _split_columns(spec, columns, len(missing)), strict=True):
             found[i] = scores
             store.put(settings[i] | {"metric": spec}, scores)
+        bar.update(len(missing))
     return [scores for scores in found if scores is not None]
 
 

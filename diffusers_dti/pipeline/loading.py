@@ -6,6 +6,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, overload
 
+from diffusers.utils import logging
+
 from ..concept.inversion import DirectionalInversion
 from .exchange import inject, withdraw
 from .listing import directional_inversions, waiting
@@ -90,7 +92,9 @@ def load_directional_inversion(
     tokens = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
         raise ValueError(f"`token` needs a placeholder for each of {len(sources)} concepts, or is left out.")
-    concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in zip(sources, tokens)]
+    given = list(zip(sources, tokens))
+    bar = logging.tqdm(given, desc="Reading concepts", leave=False, disable=len(given) == 1, delay=1)  # after a second
+    concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in bar]
     if replace:
         _load_saved(pipe, [inversion.placeholder_token for inversion, _ in concepts])
     loaded = inject(pipe, concepts, token_scale, replace=replace)

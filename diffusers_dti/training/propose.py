@@ -20,7 +20,7 @@ from .config import ResolvedConfig
 from .crops import Crop, make_crops
 from .distributed import processes
 from .frozen import frozen
-from .samples import TrainingSamples
+from .samples import TrainingSamples, encode_crops
 from .seeds import seeded_generator
 from .token_settings import AUTO, Initializers
 
@@ -141,7 +141,7 @@ def _make_draws(family: Family, config: ResolvedConfig, photos: Sequence[Photo])
     for crop in make_crops(photos, config.resolution, config.crops_per_image, config.seed):
         if not crops or crop.photo != crops[-1].photo:
             crops.append(crop)
-    posteriors = family.encode_images(crop.pixels for crop in crops)
+    posteriors = encode_crops(family, crops)
     num_timesteps = family.scheduler.config.num_train_timesteps
     seed = seeded_generator(config.seed, STREAM).initial_seed()
     samples = TrainingSamples(crops, posteriors, [PROMPT], [None] * len(photos), "", num_timesteps, seed)
@@ -160,7 +160,8 @@ def _summed_losses(family: Family, config: ResolvedConfig, draws: Sequence[Batch
     size = 2 * config.train_batch_size
     device_type, bf16 = family.pipe.device.type, config.mixed_precision == "bf16"
     sums = []
-    for start in logging.tqdm(range(0, len(words), size), desc=f"Ranking {len(words)} initializers", leave=False):
+    starts, main = range(0, len(words), size), processes().is_main_process
+    for start in logging.tqdm(starts, desc=f"Ranking {len(words)} initializers", leave=False, disable=not main):
         prompts = [PROMPT.format(word) for word in words[start : start + size]]
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             conditioning = family.encode_prompts(prompts, [0] * len(prompts))

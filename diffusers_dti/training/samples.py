@@ -17,6 +17,7 @@ from ..families.base import Batch, Family
 from ..pipeline.text_encoders import TextEncoder
 from .config import ResolvedConfig
 from .crops import Crop, make_crops
+from .distributed import processes
 from .seeds import seeded_generator
 
 OBJECT_TEMPLATES: tuple[str, ...] = (
@@ -208,7 +209,7 @@ def prepare_samples(
     crops = make_crops(photos, config.resolution, config.crops_per_image, config.seed, config.random_flip)
     return TrainingSamples(
         crops,
-        family.encode_images(logging.tqdm([crop.pixels for crop in crops], desc="Encoding photos", leave=False)),
+        encode_crops(family, crops),
         templates,
         captions,
         placeholder,
@@ -216,6 +217,14 @@ def prepare_samples(
         config.seed,
         config.timestep_sampling == "stratified",
         bool(config.zero_pad),
+    )
+
+
+def encode_crops(family: Family, crops: Sequence[Crop]) -> list[tuple[Tensor, Tensor]]:
+    """Encode crops as `Family.encode_images` does, with a bar."""
+    main = processes().is_main_process
+    return family.encode_images(
+        logging.tqdm([crop.pixels for crop in crops], desc="Encoding photos", leave=False, disable=not main)
     )
 
 

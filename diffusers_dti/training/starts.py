@@ -86,22 +86,25 @@ def choose_start(
     if len(starts) == 1:
         return starts[0]
     encoders = find_text_encoders(family.pipe)
-    losses = []
-    for start in logging.tqdm(starts, desc="Trying starts", leave=False):
-        concept = TrainableConcept.start(start, samples, encoders, config.raw, config.train_magnitude)
-        stepper = Stepper(family, config, [concept], None)
-        with concept.swapped_in(encoders):
-            step = 0
-            while step < min(TRIAL_STEPS, config.max_train_steps):
-                step += stepper.take(step) is not None
-            losses.append(stepper.heldout_loss(concept).item())
+    losses, steps, main = [], min(TRIAL_STEPS, config.max_train_steps), processes().is_main_process
+    with logging.tqdm(total=len(starts) * steps, desc="Trying starts", leave=False, disable=not main) as bar:
+        for start in starts:
+            concept = TrainableConcept.start(start, samples, encoders, config.raw, config.train_magnitude)
+            stepper = Stepper(family, config, [concept], None)
+            with concept.swapped_in(encoders):
+                step = 0
+                while step < steps:
+                    if stepper.take(step) is not None:
+                        step += 1
+                        bar.update()
+                losses.append(stepper.heldout_loss(concept).item())
     described = []
     for start, loss in zip(starts, losses):
         training = start.metadata["training"]
         where = "" if training["initializer_context"] else " alone"
         described.append(f"{training['initializer_token']}{where} {loss:.4f}")
     best = min(range(len(starts)), key=losses.__getitem__)
-    if processes().is_main_process:
+    if main:
         # A warning, since diffusers shows no less by default, and the choice decides the result.
         logger.warning(f"Held-out losses after {TRIAL_STEPS} steps: {', '.join(described)}. Starting from number {best + 1}.")
     return starts[best]

@@ -53,6 +53,12 @@ def dti(*arguments):
     return main([str(a) for a in arguments])
 
 
+def bars(capsys):
+    """Return the name and length of each bar of ours that was shown, in order."""
+    found = re.findall(r"(Generating|Scoring):\s+0%\|\s*\| 0/(\d+)", capsys.readouterr().err)
+    return [(name, int(total)) for name, total in found]
+
+
 def size_of(path):
     with Image.open(path) as image:
         return image.size
@@ -446,6 +452,7 @@ def test_evaluate(model, subjects, runs, tmp_path, capsys):
     assert dti(*command, "--skip_generation") == 1 and "images of rex are missing" in capsys.readouterr().err
     assert not (tmp_path / "evaluation" / "results.json").exists()
     assert dti(*command) == 0
+    assert bars(capsys) == [("Generating", 24), ("Scoring", 24)]  # over all runs and subjects
     result = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert list(result) == ["dti", "dco", "dti@max"] and {r["pictures"] for r in result.values()} == {8}
     assert result["dti"]["subjects"]["rex"]["subject"]["mean"] == 16
@@ -718,7 +725,7 @@ def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(x) for x in two], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("rex: learned") == 1
+    assert done.stdout.count("rex: learned") == 1 and done.stderr.count("Encoding photos:   0%") == 1
     assert dti("train", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one") == 0
     found, expected = (DirectionalInversion.from_pretrained(tmp_path / n / "rex") for n in ("two", "one"))
     for component, v in expected.directions.items():

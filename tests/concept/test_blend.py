@@ -23,11 +23,12 @@ def dti(*arguments):
     return main([str(a) for a in arguments])
 
 
-def test_the_strip(model, ends, tmp_path):
+def test_the_strip(model, ends, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["blend", *ends, "--model", model, "--steps", 3, "--output_dir", out, "--save_concepts", *CALL]
     command += ["--prompts", "a {} on the beach", "a red {}", "--seeds", 0, 7]
     assert dti(*command) == 0
+    assert re.findall(r"Generating:\s+0%\|\s*\| 0/(\d+)", capsys.readouterr().err) == ["12"]  # one bar over all points
     pictures = sorted(out.rglob("*/*/*.png"))
     names = [f"{seed}/{n}.png" for seed in (0, 7) for n in ("00_a_on_the_beach", "01_a_red")]
     assert [str(p.relative_to(out)) for p in pictures] == [f"{t}/{n}" for t in ("0.000", "0.500", "1.000") for n in names]

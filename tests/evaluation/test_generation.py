@@ -106,6 +106,15 @@ def test_adapters_are_loaded_together_and_removed(sdxl, concept, tmp_path):
     assert [name for name, _ in sdxl.unet.named_modules()] == modules and not sdxl.get_list_adapters()
 
 
+def test_loading_adapters_brings_no_notice_of_other_libraries(sdxl, concept, tmp_path, caplog, recwarn):
+    for seed, name in enumerate(("dog", "cat")):
+        concept(sdxl, f"<{name}>", seed=seed).save_pretrained(tmp_path / name)
+        save_adapter(sdxl, tmp_path / name, seed)
+    with concepts_loaded(sdxl, [tmp_path / "dog", tmp_path / "cat"]):
+        assert sdxl.get_active_adapters() == ["adapter0", "adapter1"]
+    assert not caplog.messages and not recwarn.list
+
+
 def test_finds_the_adapter_next_to_a_concept(sdxl, tmp_path):
     assert find_adapter(tmp_path) is None
     (tmp_path / ADAPTER).touch()

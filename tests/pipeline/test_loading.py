@@ -354,6 +354,27 @@ def test_several_at_once_are_as_one_by_one(pipe, concept):
     assert not differing(states(pipe), before)
 
 
+@pytest.mark.parametrize(("count", "seconds", "shown"), [(3, 2, True), (3, 0.01, False), (1, 2, False)])
+def test_a_bar_where_reading_several_takes_long(sdxl, concept, tmp_path, monkeypatch, capsys, count, seconds, shown):
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    read = DirectionalInversion.from_pretrained
+
+    def read_slowly(*args, **kwargs):
+        now[0] += seconds
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(DirectionalInversion, "from_pretrained", read_slowly)
+    folders = []
+    for number in range(count):
+        folders.append(tmp_path / str(number))
+        concept(sdxl, f"<w{number}>", seed=number).save_pretrained(folders[-1])
+    sdxl.load_directional_inversion(folders)
+    captured = capsys.readouterr()
+    assert not captured.out and ("Reading concepts:" in captured.err) == shown == bool(captured.err)
+    assert not shown or captured.err.rstrip(" ").endswith("\r")  # the line is empty again
+
+
 def test_several_at_once_under_other_names(sdxl, concept):
     a, b = sdxl.load_directional_inversion((concept(sdxl), concept(sdxl, seed=1)), token=["<a>", "<b>"], token_scale=2.0)
     assert list(sdxl.directional_inversions) == ["<a>", "<b>"] and a.scales["text_encoder"].item() == pytest.approx(2.0)

@@ -60,6 +60,13 @@ def test_the_ranking_is_that_of_single_losses(name, request, photos, monkeypatch
         assert loss == pytest.approx(means[word], rel=1e-6)
 
 
+def test_bars_for_the_encoding_and_the_ranking(sdxl, photos, capsys):
+    trainer = DTITrainer(sdxl, **SETTINGS)
+    propose_initializers(trainer.family, trainer.config, load_photos(photos), CANDIDATES)
+    shown = capsys.readouterr()
+    assert not shown.out and "Encoding photos:   0%|          | 0/3" in shown.err and "Ranking 5 initializers:" in shown.err
+
+
 def test_each_round_keeps_the_best_quarter(sdxl, photos, monkeypatch):
     """Against the same rounds written out, on planted losses by word and draw."""
     words = [f"w{i:03}" for i in range(100)]

@@ -70,6 +70,12 @@ def test_the_start_of_the_lowest_loss_is_taken_and_trained_anew(sana, photos, lo
         assert learned.metadata["training"]["initializer_context"] == in_context
 
 
+def test_one_bar_counts_the_steps_of_all_trials(sana, photos, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TRIAL_STEPS", 2)
+    DTITrainer(sana, **SETTINGS, initializer_token=["dog", "cat"]).fit(photos)
+    assert "Trying starts:   0%|          | 0/4" in capsys.readouterr().err
+
+
 def test_what_is_compared_is_the_held_out_loss_after_the_trial(sana, photos, losses, monkeypatch):
     monkeypatch.setattr(module, "TRIAL_STEPS", 4)
     found, _ = losses
