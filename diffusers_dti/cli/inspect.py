@@ -38,4 +38,6 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         figure(report, args.output)
+        if not args.json:
+            print(f"See {args.output}.")
     return 0

@@ -20,7 +20,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field; one that is not given leaves no attribute in the parsed arguments."""
     names = ", ".join(family.name for family in families.FAMILIES)
     group = parser.add_argument_group(
-        "settings", f"The fields of DTIConfig, by default the authors' settings for the model's family.\nFamilies: {names}."
+        "settings", f"The fields of DTIConfig, by default those of the model's family.\nFamilies: {names}."
     )
     types = get_type_hints(DTIConfig)
     for field in fields(DTIConfig):

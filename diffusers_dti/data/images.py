@@ -107,6 +107,8 @@ def load_photos(
 def _find_images(images: ImageSource) -> list[tuple[ImageInput, str | None]]:
     """Return the images, or the paths of their files, each with its caption."""
     if isinstance(images, str | Path):
+        if not Path(images).exists():
+            raise OSError(f"{images} does not exist: give a folder of 3 to 6 photos, or a list of files.")
         return list(images_in_folder(Path(images))) if Path(images).is_dir() else [(images, None)]
     if isinstance(images, Image.Image):
         return [(images, None)]

@@ -152,7 +152,8 @@ def _select(path: Path, instances: Sequence[str] | None) -> dict[str, dict[str, 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
-        raise OSError(f"{path} does not exist: give a JSON file of subjects.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise OSError(f"{path} {problem}: give a JSON file of subjects.")
     try:
         entries = parse_json(path.read_bytes())
     except ValueError as error:

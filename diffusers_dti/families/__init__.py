@@ -15,8 +15,11 @@ def find_family(pipe: Pipeline) -> Family:
     """Find the family of a pipeline and bind it to the pipeline.
 
     Raises:
+        TypeError: if it is no pipeline.
         ValueError: if no family fits, listing the families, or if the pipeline's scheduler cannot be trained with.
     """
+    if not hasattr(pipe, "components"):
+        raise TypeError(f"A pipeline is needed, got {pipe!r:.80}: open it with `DiffusionPipeline.from_pretrained`.")
     for family in FAMILIES:
         if family.matches(pipe):
             return family(pipe)

@@ -8,10 +8,11 @@ from torch import Tensor, tensor
 
 from ..concept.inversion import DirectionalInversion
 from . import vocabulary
+from .listing import directional_inversions, waiting
 from .locks import changing, check_not_in_training
 from .matching import match_components
 from .offload import all_offload_disabled
-from .pooling import warn_if_mixed
+from .pooling import pooling_of, warn_if_mixed
 from .prompt_check import check_placeholder, warn_if_ordinary
 from .protocols import Pipeline
 from .text_encoders import LoadedConcept, Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
@@ -101,6 +102,16 @@ def _fitted(
     return inversion if token_scale is None else rescale(matching, inversion, token_scale)
 
 
+def load_saved(pipe: Pipeline, placeholders: Collection[str]) -> None:
+    """Load those concepts that the pipeline was saved with: that finds their rows and what was there before them."""
+    saved: dict[str, DirectionalInversion] = {}
+    for encoder in present_text_encoders(pipe).values():
+        saved |= waiting(encoder)
+    listed = directional_inversions(pipe) if saved else {}
+    if found := [listed[p] for p in placeholders if p in saved]:
+        inject(pipe, [(inversion, pooling_of(inversion)) for inversion in found])
+
+
 def withdraw(pipe: Pipeline, placeholders: Collection[str]) -> None:
     """Remove concepts in every encoder that has them, also while they are being trained."""
     encoders = present_text_encoders(pipe).values()
@@ -120,6 +131,7 @@ def making_way(pipe: Pipeline, placeholders: Collection[str]) -> Iterator[None]:
         pipe: the pipeline.
         placeholders: placeholders, also of concepts that are not loaded.
     """
+    load_saved(pipe, placeholders)
     before = _Snapshot(pipe)
     replaced = [p for p in placeholders if any(p in concepts for concepts in before.concepts)]
     if replaced:

@@ -1,7 +1,7 @@
 """The functions that load, unload, list and save concepts."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, overload
@@ -9,8 +9,8 @@ from typing import Any, overload
 from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
-from .exchange import inject, withdraw
-from .listing import directional_inversions, waiting
+from .exchange import inject, load_saved, withdraw
+from .listing import directional_inversions
 from .locks import changing, check_not_in_training
 from .pooling import pooling_of
 from .protocols import Pipeline, Source, SourceByPlaceholder
@@ -96,7 +96,7 @@ def load_directional_inversion(
     bar = logging.tqdm(given, desc="Reading concepts", leave=False, disable=len(given) == 1, delay=1)  # after a second
     concepts = [_read(own, name, pooling, hf_token, kwargs) for own, name in bar]
     if replace:
-        _load_saved(pipe, [inversion.placeholder_token for inversion, _ in concepts])
+        load_saved(pipe, [inversion.placeholder_token for inversion, _ in concepts])
     loaded = inject(pipe, concepts, token_scale, replace=replace)
     if by_placeholder:
         return {concept.placeholder_token: concept for concept in loaded}
@@ -129,16 +129,6 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
         raise TypeError(f"`load_directional_inversion` has no argument {', '.join(unknown)}.")
 
 
-def _load_saved(pipe: Pipeline, placeholders: Collection[str]) -> None:
-    """Load those concepts that the pipeline was saved with: that finds their rows and what was there before them."""
-    saved: dict[str, DirectionalInversion] = {}
-    for encoder in present_text_encoders(pipe).values():
-        saved |= waiting(encoder)
-    listed = directional_inversions(pipe) if saved else {}
-    if found := [listed[p] for p in placeholders if p in saved]:
-        inject(pipe, [(inversion, pooling_of(inversion)) for inversion in found])
-
-
 def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None = None) -> None:
     """Unload concepts from a pipeline, as if only the others had ever been loaded.
 
@@ -167,7 +157,7 @@ def unload_directional_inversion(pipe: Pipeline, token: str | list[str] | None =
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is not loaded; loaded are: {', '.join(loaded) or 'none'}.")
         check_not_in_training(models)
-        _load_saved(pipe, placeholders)
+        load_saved(pipe, placeholders)
         withdraw(pipe, placeholders)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..concept.inversion import DirectionalInversion
+from .listing import waiting
 from .text_encoders import TextEncoder
 from .tokenizer import known_tokens, token_names
 
@@ -42,7 +43,7 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             "give a new concept the same ids, and so its row. Use that tokenizer here as well, as `from_pipe` does, or first "
             "unload what was loaded through it."
         )
-    loaded = set(concepts)
+    loaded, saved = set(concepts), waiting(encoder)
     bases = {_base(placeholder) for placeholder in loaded}
     present = known_tokens(encoder.tokenizer, [name for inversion in inversions for name in _names(encoder, inversion)])
     for inversion in inversions:
@@ -50,10 +51,12 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
         check_width(encoder, inversion)
         check_count(encoder, placeholder, len(rows))
         _check_norms(encoder, placeholder, rows)
-        if placeholder in loaded:
+        if placeholder in loaded - concepts.keys():
+            raise ValueError(f"{placeholder} is the placeholder of two of the concepts: give one of them another (`token`).")
+        if placeholder in loaded or (placeholder in saved and not find_existing(encoder, placeholder, rows)):
             raise ValueError(
-                f"{placeholder} is already loaded: replace it with `replace=True`, choose another placeholder (`token`), or "
-                f"unload it first with `unload_directional_inversion({placeholder!r})`."
+                f"{placeholder} is already loaded: replace it with `replace=True`, choose another placeholder (`token`; in "
+                f"commands `SOURCE=<other>`), or unload it first with `unload_directional_inversion({placeholder!r})`."
             )
         if placeholder in bases or _base(placeholder) in loaded:
             other = next(o for o in loaded if placeholder in (o, _base(o)) or _base(placeholder) == o)

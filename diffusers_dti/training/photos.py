@@ -60,12 +60,12 @@ def _load(
 
 def _single_placeholder(config: ResolvedConfig) -> str:
     """Return the placeholder of the only concept, and warn about names that the user should choose."""
-    missing = [name for name in ("placeholder_token", "initializer_token") if getattr(config, name) is None]
-    if missing:
+    if config.placeholder_token is None:
+        logger.warning("No placeholder_token given. Prompts call the concept by its placeholder, so choose one of your own.")
+    if config.initializer_token is None:
         logger.warning(
-            f"No {' or '.join(missing)} given. Prompts call the concept by its placeholder, so choose one of your own. An "
-            'initializer, a word such as "dog" for what the photos show, lets training start close to its goal; '
-            '"auto" finds one.'
+            'No initializer_token given. An initializer, a word such as "dog" for what the photos show, lets training start '
+            'close to its goal; "auto" finds one.'
         )
     return config.placeholder_token or "<concept>"
 

@@ -3,11 +3,12 @@
 The check, the docstring and the command line read them from the field, so that each is written once.
 """
 
+import difflib
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -96,6 +97,21 @@ def _matches(value: Any, annotation: Any) -> bool:
     if isinstance(value, bool):  # is an int in Python
         return annotation is bool
     return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def override(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Return a configuration with other values of single settings.
+
+    Raises:
+        TypeError: if there is no such setting, naming the nearest one, or the configuration is none.
+    """
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"`config` must be a `DTIConfig`, got {config!r:.80}: give single settings by their names.")
+    names = [f.name for f in fields(config)]
+    for name in overrides.keys() - set(names):
+        near = sorted((n for n in names if name in n), key=len) or difflib.get_close_matches(name, names, 1)
+        raise TypeError(f"There is no setting {name}." + (f" Did you mean {near[0]}?" if near else ""))
+    return replace(config, **overrides)
 
 
 def document_settings(config_class: type) -> None:

@@ -1,7 +1,6 @@
 """`DTITrainer`: from a few photos to a concept, on any family, by any method."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,6 +28,7 @@ from .output import save_or_warn, writing
 from .photos import Captions, Images, Masks, photos_by_placeholder
 from .propose import choose_initializers
 from .samples import prepare_samples
+from .settings import override
 from .starts import choose_start, possible_starts
 from .trainable import TrainableConcept
 
@@ -73,7 +73,7 @@ class DTITrainer:
     def __init__(self, pipe: Pipeline, config: DTIConfig | None = None, **overrides: Any):
         self.pipe = pipe
         self.family = find_family(pipe)
-        self.config = self._given_config = replace(config or DTIConfig(), **overrides).resolve(self.family)
+        self.config = self._given_config = override(config or DTIConfig(), overrides).resolve(self.family)
         if self.config.adapter is not None:
             check_adapter(self.family)
         if self.config.validation_prompt:
@@ -148,11 +148,8 @@ class DTITrainer:
             >>> rex = trainer.fit("photos/dog")
             >>> rex.placeholder_token, rex.num_vectors
             ('<rex>', 1)
-            ```
 
-            Several concepts at once:
-
-            ```py
+            >>> # several concepts at once
             >>> trainer = DTITrainer(pipe, initializer_token={"<cat>": "cat", "<toy>": "toy"})
             >>> both = trainer.fit({"<cat>": "photos/dog", "<toy>": "photos/dog"})
             ```
@@ -176,8 +173,11 @@ class DTITrainer:
                 placeholders.
 
         Raises:
+            ValueError: before `fit`.
             OSError: if the files cannot be written.
         """
+        if not self.inversions:
+            raise ValueError("Nothing has been learned yet: call `fit` first.")
         if self.adapter is not None:  # first, so that a folder with a concept in it is complete
             self.adapter.save(save_directory)
         checkpoint.save_concepts(save_directory, list(self.inversions.values()))

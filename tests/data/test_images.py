@@ -271,3 +271,8 @@ def test_masks_beside_photos_are_found(tmp_path, caplog):
     assert [p.mask.getextrema()[0] for p in photos] == [200, 200, 90]
     assert [p.mask for p in load_photos([tmp_path / "b.png"], masks=[None])] == [None]
     assert load_photos([str(tmp_path / "a.jpg")])[0].mask.getextrema() == (200, 200)
+
+
+def test_a_missing_folder_is_not_taken_for_an_image(tmp_path):
+    with pytest.raises(OSError, match="dgo does not exist: give a folder of 3 to 6 photos"):
+        load_photos(tmp_path / "dgo")

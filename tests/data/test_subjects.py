@@ -224,6 +224,8 @@ def test_unknown_subjects_and_missing_files(write, tmp_path):
     with pytest.raises(ValueError, match=r"subjects\.json has no subject 'rex', only 'cat', 'dog'\."):
         read_subjects(path, ["dog", "rex"])
     assert [s.name for s in read_subjects(path, ["dog"])] == ["dog"]  # the cat's photos need not exist
+    with pytest.raises(OSError, match=r"is a folder: give a JSON file"):
+        read_subjects(tmp_path)
     with pytest.raises(OSError, match=r"nowhere\.json does not exist: give a JSON file"):
         read_subjects(tmp_path / "nowhere.json")
 

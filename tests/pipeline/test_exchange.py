@@ -55,7 +55,7 @@ def test_several_are_replaced_at_once(sdxl, concept):
     sdxl.load_directional_inversion(new, replace=True)
     assert not differing(states(sdxl), states(other)) and list(sdxl.directional_inversions) == ["<b>", "<c>", "<d>", "<a>"]
     before = states(sdxl)
-    with pytest.raises(ValueError, match="<a> is already loaded"):
+    with pytest.raises(ValueError, match="<a> is the placeholder of two of the concepts"):
         sdxl.load_directional_inversion(made, token=["<a>", "<b>", "<a>"], replace=True)
     assert not differing(states(sdxl), before)
 

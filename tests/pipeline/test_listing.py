@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import differing, encoded, same, states
 
+from diffusers_dti import DTITrainer
 from diffusers_dti.pipeline.listing import waiting
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
@@ -22,6 +23,10 @@ def is_as_before(pipe, before):
     keys = {key for encoder in find_text_encoders(pipe).values() for key in encoder.config.to_dict()}
     tables = [k for k in differing(states(pipe), before) if "length" in k or "table" in k or "num_embeddings" in k]
     return not tables and not {key for key in keys if "directional" in key or "without_concepts" in key}
+
+
+def fail(*args):
+    raise OSError("no such folder")
 
 
 @pytest.fixture
@@ -82,8 +87,11 @@ def test_a_concept_that_a_pipeline_was_saved_with_can_be_replaced(sdxl, pair, co
     sdxl.load_directional_inversion(list(pair(sdxl)))
     again = reopened(sdxl, tmp_path)
     new = concept(again, "<rex>", vectors=2, seed=8)
-    with pytest.raises(ValueError, match="<rex> is in the vocabulary"):
-        again.load_directional_inversion(new)
+    before = states(again)
+    for other in (new, concept(again, "<rex>", seed=9), concept(again, "<dog>", seed=9), concept(again, "<dog>", vectors=2)):
+        with pytest.raises(ValueError, match=f"{other.placeholder_token} is already loaded: replace it with `replace=True`"):
+            again.load_directional_inversion(other)
+    assert not differing(states(again), before)
     again.load_directional_inversion(new, replace=True)
     assert list(again.directional_inversions) == ["<dog>", "<rex>"]
     assert same(again.directional_inversions["<rex>"].embeddings, new.embeddings)
@@ -91,6 +99,21 @@ def test_a_concept_that_a_pipeline_was_saved_with_can_be_replaced(sdxl, pair, co
     sdxl.unload_directional_inversion()
     sdxl.load_directional_inversion(new)
     torch.testing.assert_close(encoded(again, "a <rex>"), encoded(sdxl, "a <rex>"), rtol=0, atol=1e-5)
+
+
+def test_training_takes_the_place_of_a_concept_that_a_pipeline_was_saved_with(sana, pair, photos, tmp_path):
+    sana.load_directional_inversion(list(pair(sana)))
+    again = reopened(sana, tmp_path)
+    settings = {"initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
+    before = encoded(again, "a <dog>")
+    with pytest.raises(OSError, match="no such folder"):
+        DTITrainer(again, placeholder_token="<dog>", **settings).fit(photos, callback_on_step_end=fail)
+    assert set(again.directional_inversions) == {"<dog>", "<rex>"} and torch.equal(encoded(again, "a <dog>"), before)
+    learned = DTITrainer(again, placeholder_token="<rex>", **settings).fit(photos)
+    assert list(again.directional_inversions) == ["<dog>", "<rex>"]
+    assert same(again.directional_inversions["<rex>"].embeddings, learned.embeddings)
+    fresh = DTITrainer(sana, placeholder_token="<new>", **settings).fit(photos)
+    assert torch.equal(fresh.directions["text_encoder"], learned.directions["text_encoder"])
 
 
 def test_what_stock_unloads_is_listed_no_longer(sd, pair, tmp_path):

@@ -383,7 +383,10 @@ def test_several_at_once_under_other_names(sdxl, concept):
     for wrong in ("<d>", ["<d>"], ["<d>", "<e>", "<f>"]):
         with pytest.raises(ValueError, match="needs a placeholder for each of 2 concepts"):
             sdxl.load_directional_inversion([a, b], token=wrong)
-    for second, message in (("<d>", "<d> is already loaded"), ("<d>_1", "<d>_1 and <d> cannot be loaded together")):
+    for second, message in (
+        ("<d>", "<d> is the placeholder of two of the concepts"),
+        ("<d>_1", "<d>_1 and <d> cannot be loaded together"),
+    ):
         with pytest.raises(ValueError, match=message):
             sdxl.load_directional_inversion([a, b], token=["<d>", second])
     assert not differing(states(sdxl), before)

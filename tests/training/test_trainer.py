@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import ExitStack
 
 import pytest
@@ -245,7 +246,7 @@ def test_two_words_say_it_all_but_naming_them_is_better(sdxl, photos, caplog):
         learned = DTITrainer(sdxl, resolution=16, max_train_steps=1).fit(photos)
     finally:
         logger.removeHandler(caplog.handler)
-    assert "No placeholder_token or initializer_token given" in caplog.text
+    assert "No placeholder_token given." in caplog.text and "No initializer_token given." in caplog.text
     assert learned.placeholder_token == "<concept>" and learned.metadata["initializer"] == "object"
     style = DTITrainer(sdxl, learnable_property="style", placeholder_token="<s>", resolution=16, max_train_steps=1)
     assert style.fit(photos).metadata["initializer"] == "style"
@@ -352,10 +353,12 @@ def test_a_tracker_that_fails_costs_no_result(sdxl, photos, tmp_path, monkeypatc
 
 
 def test_training_adopts_nothing(sdxl, photos, tmp_path):
-    """A reopened pipeline's own token is neither trained over nor taken out by a failure."""
+    """A token of a reopened pipeline that is not known to be a concept is neither trained over nor taken out by a failure."""
     learned = DTITrainer(sdxl, **SETTINGS, max_train_steps=1).fit(photos)
     sdxl.save_pretrained(tmp_path)
     again = type(sdxl).from_pretrained(tmp_path)
+    for encoder in (again.text_encoder, again.text_encoder_2):  # as earlier versions saved it
+        del encoder.config.directional_inversions
     before = states(again)
     with pytest.raises(ValueError, match="<dog> is in the vocabulary"):
         DTITrainer(again, **SETTINGS | {"initializer_token": learned}).fit(photos)
@@ -506,3 +509,27 @@ def test_a_trainer_follows_its_pipeline_to_another_dtype(sana, photos):
     again = trainer.fit(photos)
     sana.unload_directional_inversion()
     assert torch.equal(again.directions["text_encoder"], DTITrainer(sana, **settings).fit(photos).directions["text_encoder"])
+
+
+def test_nothing_is_saved_before_fit(sdxl, tmp_path):
+    with pytest.raises(ValueError, match="Nothing has been learned yet: call `fit` first"):
+        DTITrainer(sdxl, placeholder_token="<dog>").save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        (None, {"learning_rat": 0.1}, "There is no setting learning_rat. Did you mean learning_rate?"),
+        (None, {"steps": 10}, "There is no setting steps. Did you mean max_train_steps?"),
+        (None, {"xyz": 10}, "There is no setting xyz."),
+        ("<dog>", {}, "`config` must be a `DTIConfig`, got '<dog>': give single settings by their names."),
+    ],
+)
+def test_misspelled_settings(sdxl, config, overrides, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        DTITrainer(sdxl, config, **overrides)
+
+
+def test_a_name_is_no_pipeline():
+    with pytest.raises(TypeError, match="A pipeline is needed, got 'user/model': open it"):
+        DTITrainer("user/model")
