@@ -25,7 +25,7 @@ def open_pipeline(args: argparse.Namespace, text_only: bool = False, offload: Of
         offload: "model" or "sequential" to keep the weights on the CPU, and move them to the device when they are needed.
 
     Raises:
-        ValueError: if the device cannot be used, or there is none to offload from.
+        ValueError: if the device cannot be used, or is the CPU and weights are to be offloaded.
         OSError: if there is no such model.
     """
     device = _device(args.device) if args.device else processes().device

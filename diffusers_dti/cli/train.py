@@ -137,7 +137,7 @@ def _learn(pipe: Pipeline, config: DTIConfig, subject: Subject | None, name: str
             trainer.save_pretrained(elsewhere := tempfile.mkdtemp(prefix="dti-"))
             raise OSError(f"{folder} could not be written to. What was learned is in {elsewhere}.")
         if processes().is_main_process and subject is not None:
-            write_record(Path(str(folder)), subject.files)
+            write_record(folder, subject.files)
         had_adapter = earlier is not None and earlier.metadata.get("training", {}).get("adapter") is not None
         if processes().is_main_process and had_adapter and trainer.adapter is None:
             (folder / LORA_WEIGHT_NAME_SAFE).unlink(missing_ok=True)  # the other verbs would load it with the new concept

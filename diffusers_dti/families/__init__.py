@@ -15,7 +15,7 @@ def find_family(pipe: Pipeline) -> Family:
     """Find the family of a pipeline and bind it to the pipeline.
 
     Raises:
-        TypeError: if it is no pipeline.
+        TypeError: if it is not a pipeline.
         ValueError: if no family fits, listing the families, or if the pipeline's scheduler cannot be trained with.
     """
     if not hasattr(pipe, "components"):

@@ -1,4 +1,4 @@
-"""The functions that load, unload, list and save concepts."""
+"""The functions that load, unload and save concepts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -103,7 +103,7 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
     """Return a configuration with other values of single settings.
 
     Raises:
-        TypeError: if there is no such setting, naming the nearest one, or the configuration is none.
+        TypeError: if a setting does not exist, with the nearest name in the message, or `config` is not a configuration.
     """
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"`config` must be a `DTIConfig`, got {config!r:.80}: give single settings by their names.")

@@ -89,7 +89,7 @@ def test_prompts_of_a_subject(tmp_path, photos, class_noun, built_in):
 
 
 def test_a_style_has_its_own_prompts_whatever_its_class(tmp_path, photos):
-    """A style named after a living thing is no living thing, and DreamBooth's prompts are none for styles."""
+    """A style named after a living thing is not a living thing, and DreamBooth's prompts are not for styles."""
     photos[0].save(tmp_path / "0.png")
     entry = {"path": str(tmp_path / "0.png"), "class": "cartoon cat", "learnable_property": "style"}
     (tmp_path / "subjects.json").write_text(json.dumps({"toon": entry}))
