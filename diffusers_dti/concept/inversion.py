@@ -58,7 +58,7 @@ class DirectionalInversion(Concept):
             save_directory: the folder; created if needed.
 
         Raises:
-            ValueError: if a component is none of "text_encoder", "text_encoder_2" and "text_encoder_3".
+            ValueError: if a component is none of "text_encoder", "text_encoder_2", "text_encoder_3" and "text_encoder_4".
 
         Example:
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class TextEncoderKind:
     """A kind of text encoder.
 
     Args:
-        model_type: the `model_type` of its configuration in transformers.
+        model_type: the `model_type` of its configuration in transformers; for models that also see images, of the text part's.
         width: the width of its embeddings.
         label: its name, and the models that have it.
     """
@@ -30,9 +30,15 @@ TEXT_ENCODERS = {
     "clip_l": TextEncoderKind("clip_text_model", 768, "CLIP-L (Stable Diffusion 1, SDXL, SD3, Flux)"),
     "clip_h": TextEncoderKind("clip_text_model", 1024, "CLIP-H (Stable Diffusion 2)"),
     "clip_g": TextEncoderKind("clip_text_model", 1280, "CLIP bigG (SDXL, SD3)"),
-    "t5xxl": TextEncoderKind("t5", 4096, "T5-XXL (Flux, SD3, PixArt)"),
+    "t5xxl": TextEncoderKind("t5", 4096, "T5-XXL (Flux, SD3, PixArt, Chroma, LTX-Video)"),
     "umt5xxl": TextEncoderKind("umt5", 4096, "UMT5-XXL (Wan)"),
-    "gemma2_2b": TextEncoderKind("gemma2", 2304, "Gemma 2 2B (SANA)"),
+    "gemma2_2b": TextEncoderKind("gemma2", 2304, "Gemma 2 2B (SANA, Lumina 2)"),
+    "gemma3_12b": TextEncoderKind("gemma3_text", 3840, "Gemma 3 12B (LTX-2)"),
+    "qwen3_4b": TextEncoderKind("qwen3", 2560, "Qwen3 4B (Z-Image, FLUX.2 klein 4B)"),
+    "qwen3_8b": TextEncoderKind("qwen3", 4096, "Qwen3 8B (FLUX.2 klein 9B)"),
+    "qwen25_7b": TextEncoderKind("qwen2_5_vl_text", 3584, "Qwen2.5-VL 7B (Qwen-Image)"),
+    "llama": TextEncoderKind("llama", 4096, "Llama 3 8B (HiDream, HunyuanVideo)"),
+    "mistral3_24b": TextEncoderKind("mistral", 5120, "Mistral Small 3 (FLUX.2 dev)"),
 }
 
 
@@ -66,13 +72,32 @@ _ROWS = (
     ModelFamily("Stable Diffusion 1.x", {"text_encoder": "clip_l"}),
     ModelFamily("Stable Diffusion 2.x", {"text_encoder": "clip_h"}),
     ModelFamily("SANA", {"text_encoder": "gemma2_2b"}, tags=("sana",), declares_encoders=True),
+    ModelFamily("Lumina 2", {"text_encoder": "gemma2_2b"}, tags=("lumina2",), declares_encoders=True),
     ModelFamily(
         "Wan", {"text_encoder": "umt5xxl"}, "text-to-video", ("wan",), "Wan, or another with a T5-XXL or UMT5-XXL", True,
     ),
-    ModelFamily("Flux", {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}),
+    ModelFamily(
+        "Flux", {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}, tags=("flux",), declares_encoders=True,
+    ),
     ModelFamily(
         "Stable Diffusion 3", {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
+        tags=("sd3",), declares_encoders=True,
     ),
+    ModelFamily(
+        "HiDream", {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl", "text_encoder_4": "llama"},
+    ),
+    ModelFamily("HunyuanVideo", {"text_encoder": "llama", "text_encoder_2": "clip_l"}, "text-to-video"),
+    ModelFamily(
+        "Z-Image", {"text_encoder": "qwen3_4b"}, tags=("z-image",), label="Z-Image or FLUX.2 klein 4B", declares_encoders=True,
+    ),
+    # The 9B model has `qwen3_8b`, known by its width.
+    ModelFamily(
+        "FLUX.2 klein", {"text_encoder": "qwen3_4b"}, tags=("flux2", "flux2-klein"), label="Z-Image or FLUX.2 klein 4B",
+        declares_encoders=True,
+    ),
+    ModelFamily("FLUX.2 dev", {"text_encoder": "mistral3_24b"}),
+    ModelFamily("Qwen-Image", {"text_encoder": "qwen25_7b"}, tags=("qwen-image",), declares_encoders=True),
+    ModelFamily("LTX-2", {"text_encoder": "gemma3_12b"}, "text-to-video"),
 )  # fmt: skip
 MODEL_FAMILIES = {row.name: row for row in _ROWS}
 
@@ -101,9 +126,22 @@ def infer_encoders(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> di
     """
     declared = declared_encoders(widths, metadata)
     found: dict[str, str | None] = {}
-    for component in widths:
-        found[component] = declared.get(component) or _encoder_of_width(component, widths)
+    for component, width in widths.items():
+        key = declared.get(component)
+        found[component] = _of_its_size(key, width) if key else _encoder_of_width(component, widths)
     return found
+
+
+def _of_its_size(key: str, width: int) -> str:
+    """Return the encoder of the same model type that is `width` wide, or else `key` itself.
+
+    A family's name declares one size of its encoder, and its larger models have another.
+    """
+    declared = TEXT_ENCODERS.get(key)
+    for other, kind in TEXT_ENCODERS.items():
+        if declared is not None and (kind.model_type, kind.width) == (declared.model_type, width):
+            return other
+    return key
 
 
 def _encoder_of_width(component: str, widths: Mapping[str, int]) -> str | None:
@@ -118,7 +156,8 @@ def _encoder_of_width(component: str, widths: Mapping[str, int]) -> str | None:
         return None
     if candidates:  # a pipeline with several encoders has T5, not UMT5, which is as wide
         return "t5xxl" if "t5xxl" in candidates else None
-    return ("clip_l", "clip_g", "t5xxl")[COMPONENTS.index(component)]  # models of unknown widths are small ones for tests
+    # models of unknown widths are small ones for tests
+    return ("clip_l", "clip_g", "t5xxl", "llama")[COMPONENTS.index(component)]
 
 
 def _widths_of(family: ModelFamily) -> dict[str, int]:

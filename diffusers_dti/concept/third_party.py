@@ -63,14 +63,15 @@ def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
     return {name: _parts(parts) for name, parts in bundled.items()} or None
 
 
+NOT_CLIP: dict[str, str | None] = {key: None for key, kind in TEXT_ENCODERS.items() if kind.model_type != "clip_text_model"}
 # All of them are read; `dti convert --to NAME` writes them.
 FORMATS: dict[str, Format] = {
-    # Its tokenizers of Gemma 2 and UMT5 have keys for embeddings, but never open the folder of embeddings.
-    "comfyui": Format("ComfyUI", "emb_params", {"gemma2_2b": None, "umt5xxl": None}),
+    # Its tokenizers of these have keys for embeddings, but never open the folder of embeddings.
+    "comfyui": Format("ComfyUI", "emb_params", dict.fromkeys(("gemma2_2b", "umt5xxl", "gemma3_12b", "qwen25_7b"))),
     # Its embeddings are CLIP's. The layout is that of kohya and InvokeAI as well.
-    "a1111": Format("A1111", "emb_params", {"t5xxl": None, "gemma2_2b": None, "umt5xxl": None}, parse_a1111),
+    "a1111": Format("A1111", "emb_params", NOT_CLIP, parse_a1111),
     "onetrainer": Format(
-        "OneTrainer", "emp_params", {"t5xxl": "t5", "gemma2_2b": "gemma", "umt5xxl": None}, parse_onetrainer_bundle
+        "OneTrainer", "emp_params", NOT_CLIP | {"t5xxl": "t5", "gemma2_2b": "gemma", "llama": "llama"}, parse_onetrainer_bundle
     ),
 }
 # Keys that are only read: those of diffusers' early scripts for pivotal tuning of SDXL, and "*" for rows that name no encoder.

@@ -21,8 +21,9 @@ from diffusers_dti.pipeline.tokenizer import token_names
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
 SMALL = {ONE: rows(16), TWO: rows(24)}
-NO_GEMMA, NO_UMT5 = "Gemma 2 2B (SANA)", "UMT5-XXL (Wan)"
-NO_T5 = "T5-XXL (Flux, SD3, PixArt)"
+NO_GEMMA, NO_UMT5 = "Gemma 2 2B (SANA, Lumina 2)", "UMT5-XXL (Wan)"
+NO_T5 = "T5-XXL (Flux, SD3, PixArt, Chroma, LTX-Video)"
+NO_QWEN, NO_LLAMA = "Qwen3 8B (FLUX.2 klein 9B)", "Llama 3 8B (HiDream, HunyuanVideo)"
 BOTH = ["clip_l", "clip_g"]
 CONCEPTS = {  # metadata, rows, and the keys for ComfyUI, A1111 and OneTrainer by component, or what the program cannot use
     "SD1": ({}, {ONE: L}, ["emb_params"], ["emb_params"], ["emp_params"]),
@@ -35,7 +36,7 @@ CONCEPTS = {  # metadata, rows, and the keys for ComfyUI, A1111 and OneTrainer b
     "Wan": ({"family": "Wan"}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
     "Wan, by its file": ({"encoders": {ONE: "umt5xxl"}}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
     "PixArt, by its file": ({"encoders": {ONE: "t5xxl"}}, {ONE: T5}, ["t5xxl"], NO_T5, ["t5"]),
-    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], f"{NO_T5} or {NO_UMT5}", ["emp_params"]),
+    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], f"{NO_T5} or {NO_UMT5} or {NO_QWEN} or {NO_LLAMA}", ["emp_params"]),
     "small SD": ({}, {ONE: rows(16)}, ["emb_params"], ["emb_params"], ["emp_params"]),
     "small SDXL": ({}, SMALL, BOTH, BOTH, BOTH),
     "small SANA": ({"family": "SANA"}, {ONE: rows(16)}, NO_GEMMA, NO_GEMMA, ["gemma"]),

@@ -20,7 +20,7 @@ def rows(width, vectors=2, seed=0):
 
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
-ONE, TWO, THREE = third_party.COMPONENTS
+ONE, TWO, THREE, FOUR = third_party.COMPONENTS
 # what a program writes, the placeholder in it, and the rows by component with the encoder that they are for
 FILES = {
     "diffusers": ({"<dog>": L}, "<dog>", {ONE: (None, L)}),
@@ -147,7 +147,7 @@ def test_code_in_pickles_is_never_run(sd, tmp_path):
         ({"<dog>": "rows"}, "expected, got str"),
         ({"string_to_param": {"a": L, "b": L}}, "rows of one word"),
         ({"string_to_param": L}, "rows of one word"),
-        ({"clip_l": L, "clip_g": G, "t5": T5, "gemma": GEMMA}, "no pipeline has all of"),
+        ({"clip_l": L, "clip_g": G, "t5": T5, "gemma": GEMMA, "llama": T5}, "no pipeline has all of"),
         ([L], "it holds a list"),
         ({0: L}, "it holds a dict, not tensors by name"),
     ],
@@ -229,7 +229,7 @@ def test_sd3_without_its_t5(tmp_path, said):
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
     parts = {"clip_l": rows(16), "clip_g": rows(24), "t5xxl": T5}
     assert list(pipe.load_directional_inversion(parts, token="<zo>").directions) == [ONE, TWO]
-    assert "has no T5-XXL (Flux, SD3, PixArt): that part of the concept stays unused" in said.text
+    assert "has no T5-XXL (Flux, SD3, PixArt, Chroma, LTX-Video): that part of the concept stays unused" in said.text
 
 
 def test_fewer_encoders_than_the_pipeline(sdxl, said):
@@ -252,10 +252,10 @@ def test_fewer_encoders_than_the_pipeline(sdxl, said):
         ("sd", {"<dog>": L}, r"for CLIP-L \(Stable Diffusion 1, SDXL, SD3, Flux\), 768 wide"),
         ("sd", {"clip_l": H}, r"for CLIP-H \(Stable Diffusion 2\)"),
         ("sd", {"clip_l": L, "clip_g": G}, r"for CLIP-L .* and CLIP bigG \(SDXL, SD3\), and Stable.* has only text_encoder"),
-        ("sdxl", {"gemma": GEMMA}, r"for Gemma 2 2B \(SANA\), 2304 wide, and StableDiffusionXLPipeline has only .*24 wide"),
-        ("sana", {"<dog>": T5}, r"for T5-XXL \(Flux, SD3, PixArt\) or UMT5-XXL \(Wan\), 4096 wide, and SanaPipeline"),
+        ("sdxl", {"gemma": GEMMA}, r"for Gemma 2 2B \(SANA, .*\), 2304 wide, and StableDiffusionXLPipeline has only .*24 wide"),
+        ("sana", {"<dog>": T5}, r"for T5-XXL \(Flux, .*\) or UMT5-XXL \(Wan\) or .* 4096 wide, and SanaPipeline"),
         ("sana", {"umt5xxl": T5}, r"for UMT5-XXL \(Wan\), 4096 wide, and SanaPipeline"),
-        ("wan", {"t5xxl": rows(16)}, r"for T5-XXL \(Flux, SD3, PixArt\), 16 wide, and WanPipeline"),  # the width alone is right
+        ("wan", {"t5xxl": rows(16)}, r"for T5-XXL \(Flux, .*\), 16 wide, and WanPipeline"),  # the width alone is right
         ("wan", {"clip_l": rows(16)}, r"for CLIP-L .*, and WanPipeline"),
     ],
 )
@@ -284,7 +284,7 @@ def test_vectors_of_different_widths():
 
 def test_our_own_concept_of_another_family(sd, sdxl, concept):
     sana = DirectionalInversion.from_embeddings("<dog>", {ONE: GEMMA}, {"base_model": "user/sana"})
-    with pytest.raises(ValueError, match=r"<dog> is for Gemma 2 2B \(SANA\), 2304 wide, .*another model, user/sana"):
+    with pytest.raises(ValueError, match=r"<dog> is for Gemma 2 2B \(SANA, Lumina 2\), 2304 wide, .*another model, user/sana"):
         sd.load_directional_inversion(sana)
     half = DirectionalInversion.from_embeddings("<dog>", {ONE: rows(16), TWO: rows(16)})  # of two, one that fits
     with pytest.raises(ValueError, match="16 wide for text_encoder_2, whose embeddings are 24 wide"):
