@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from tiny_modern import build_z_image
 from tiny_pipelines import build_sana, build_sd, build_sdxl, build_wan, fresh_copy
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,6 +42,11 @@ def _wan22(tmp_path_factory):
     return build_wan(tmp_path_factory.mktemp("wan22"), two=True)
 
 
+@pytest.fixture(scope="session")
+def _z_image(tmp_path_factory):
+    return build_z_image(tmp_path_factory.mktemp("z_image"))
+
+
 @pytest.fixture
 def sdxl(_sdxl):
     return fresh_copy(_sdxl)
@@ -69,6 +75,11 @@ def wan(_wan):
 @pytest.fixture
 def wan22(_wan22):
     return fresh_copy(_wan22)
+
+
+@pytest.fixture
+def z_image(_z_image):
+    return fresh_copy(_z_image)
 
 
 @pytest.fixture(scope="session")

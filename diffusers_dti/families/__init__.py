@@ -5,10 +5,11 @@ from .base import Batch, Conditioning, Family
 from .sana import Sana
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
 from .wan import Wan
+from .z_image import ZImage
 
 __all__ = ["FAMILIES", "Batch", "Conditioning", "Family", "find_family"]
 
-FAMILIES: list[type[Family]] = [StableDiffusionXL, StableDiffusion, Sana, Wan]
+FAMILIES: list[type[Family]] = [StableDiffusionXL, StableDiffusion, Sana, Wan, ZImage]
 
 
 def find_family(pipe: Pipeline) -> Family:

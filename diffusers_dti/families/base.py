@@ -62,6 +62,8 @@ class Family(ABC):
         denoisers: the components that predict, such as ("unet",).
         text_length: the number of tokens that prompts are truncated to.
         defaults: the family's values for settings of `DTIConfig` that the user leaves at None.
+        token_states: whether "context" has one state for each token of the tokenizers, in their order, so that the context loss
+            can compare them.
         scheduler: the forward process in training.
 
     Raises:
@@ -72,6 +74,7 @@ class Family(ABC):
     denoisers: ClassVar[tuple[str, ...]]
     text_length: ClassVar[int]
     defaults: ClassVar[Mapping[str, Any]]
+    token_states: ClassVar[bool] = True
 
     def __init__(self, pipe: Pipeline):
         self.pipe = pipe

@@ -1,6 +1,11 @@
 """Flow matching: the straight path from latents to noise, with its velocity as the target."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from torch import Tensor
 
 from .base import Batch, Family
@@ -17,7 +22,7 @@ class FlowFamily(Family):
         """Return sigmas in even steps from 1 down to 1/1000.
 
         The `flow_shift` of a sampler is ignored, as in the authors' training. The `shift` of a scheduler that is made for flow
-        matching is kept.
+        matching is kept, unless it depends on the resolution: diffusers' training scripts then use none.
         """
         scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
         flow = type(scheduler).__name__.startswith("FlowMatch")
@@ -26,7 +31,8 @@ class FlowFamily(Family):
                 f"{type(scheduler).__name__} with prediction_type {config.get('prediction_type')!r} is not a scheduler for "
                 "flow matching: give the pipeline the one that its model was trained with."
             )
-        return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=config.get("shift", 1.0) if flow else 1.0)
+        shift = config.get("shift", 1.0) if flow and not config.get("use_dynamic_shifting") else 1.0
+        return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=shift)
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (1 - sigma) latents + sigma noise, and the sigmas, (n,). `batch.timesteps` count down from sigma 1."""
@@ -36,3 +42,33 @@ class FlowFamily(Family):
 
     def target(self, batch: Batch) -> Tensor:
         return batch.noise - batch.latents
+
+
+class KLFlowFamily(FlowFamily):
+    """Share what families have in common whose transformer takes 2 x 2 patches of an `AutoencoderKL`'s latents.
+
+    The paper has no settings for them. They get SANA's, at their own resolution.
+    """
+
+    denoisers = ("transformer",)
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "resolution": 1024,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 500,
+        "kappa": 5e-5,
+    }
+    token_states = False
+
+    @property
+    def resolution_step(self) -> int:
+        return 2 * self.pipe.vae_scale_factor
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        vae = self.pipe.vae
+        posterior, scale = vae.encode(pixels).latent_dist, vae.config.scaling_factor
+        return (posterior.mean - (vae.config.shift_factor or 0)) * scale, posterior.std * scale
+
+    def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
+        """Generate at the training resolution."""
+        return self.pipe(prompt, generator=generator, height=resolution, width=resolution).images[0]

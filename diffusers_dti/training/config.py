@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
-from .. import families
 from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE, check_word
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
@@ -20,6 +19,7 @@ from .defaults import (
     PrefixSpace,
     Schedule,
     TimestepSampling,
+    check_family_has,
     default_settings,
 )
 from .distributed import processes
@@ -180,13 +180,11 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         Raises:
             ValueError: if the family does not have a setting, or the adapter would never be trained.
         """
-        if self.zero_pad and "zero_pad" not in family.defaults:
-            names = " and ".join(f.name for f in families.FAMILIES if "zero_pad" in f.defaults)
-            raise ValueError(f"zero_pad is for {names}: {family.name} encodes all prompts at one length.")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, default in default_settings(values, family).items():
             if values[name] is None:
                 values[name] = default
+        check_family_has(values, family)
         resolved = ResolvedConfig(**values)
         if resolved.adapter and resolved.adapter_start_step >= resolved.max_train_steps:
             raise ValueError(

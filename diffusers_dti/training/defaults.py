@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from .. import families
 from ..concept.methods import METHODS
 from ..families.base import Family
 
@@ -63,3 +64,23 @@ def default_settings(given: Mapping[str, Any], family: Family | type[Family]) ->
     prior = {"kappa": 0.0} if method.raw else {}
     preset = PRESETS[given["preset"]] if given["preset"] else {}
     return {**general, **family.defaults, **prior, **walk, **method.settings, **preset}
+
+
+def check_family_has(values: Mapping[str, Any], family: Family | type[Family]) -> None:
+    """Check the settings that only some families have.
+
+    Args:
+        values: the settings with all defaults filled in, by field.
+        family: the family of the pipeline.
+
+    Raises:
+        ValueError: if the family does not have one of them.
+    """
+    if values["zero_pad"] and "zero_pad" not in family.defaults:
+        names = " and ".join(f.name for f in families.FAMILIES if "zero_pad" in f.defaults)
+        raise ValueError(f"zero_pad is for {names}: {family.name} is not trained with zeros before its prompts.")
+    if values["context_lambda"] and not family.token_states:
+        raise ValueError(
+            f"{family.name} has no context loss, since its denoiser does not get one state for each token: leave out "
+            "`context_lambda`, or choose another `method`."
+        )

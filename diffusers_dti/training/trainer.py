@@ -155,7 +155,7 @@ class DTITrainer:
             ```
         """
         photos = photos_by_placeholder(self.config, images, captions, masks)
-        vars(self.family).pop("dtypes", None)  # cached, and the pipeline may be in others by now
+        self.family = type(self.family)(self.pipe)  # which caches what was read, and the pipeline may have changed since
         if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None

@@ -1,0 +1,96 @@
+"""Encode prompts behind a chat template or another fixed text, for pipelines whose text encoder is a causal language model.
+
+The states of the tokens before a prompt do not depend on it. Where these are many, they go through the encoder once a run, and
+prompts attend to their keys and values. The head that predicts the next token is never computed.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..pipeline.protocols import Tokenizer
+
+SHORTEST_PREFIX = 16  # tokens before the prompt from which on keeping their keys and values saves time
+
+
+class TemplatedEncoder:
+    """Encode prompts as a pipeline does that puts them into a template.
+
+    Args:
+        tokenizer: the encoder's tokenizer.
+        encoder: a causal language model of transformers, with or without its head.
+        template: returns the text for a prompt that the pipeline tokenizes.
+        length: the number of tokens that the pipeline truncates this text to.
+        layers: the indices of the hidden states to take, side by side for each token; -1 is the last.
+        drop: the number of tokens at the beginning that the pipeline leaves out.
+        padded: encode all `length` positions, for denoisers that do not mask padding. Otherwise, texts are encoded at their
+            real length: states of real tokens do not depend on the padding after them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        encoder: Any,
+        template: Callable[[str], str],
+        length: int,
+        layers: Sequence[int] = (-2,),
+        drop: int = 0,
+        padded: bool = False,
+    ):
+        self.tokenizer, self.template = tokenizer, template
+        self.model = encoder.base_model.get_decoder() or encoder.base_model  # transformers 4 answers None for plain models
+        self.length, self.layers, self.drop, self.padded = length, layers, drop, padded
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode n prompts. Gradients reach the rows that training has swapped in.
+
+        Returns:
+            The states, (n, tokens, layers x d), and on the CPU a mask of the real ones, (n, tokens).
+        """
+        # To a fixed length on the pipeline's own side, where the positions of real tokens count for the denoiser.
+        side = {"padding": "max_length"} if self.padded else {"padding": True, "padding_side": "right"}
+        tokens = self.tokenizer(
+            [self.template(p) for p in prompts], truncation=True, max_length=self.length, return_tensors="pt", **side
+        )
+        ids, mask, known = tokens.input_ids, tokens.attention_mask, len(self._prefix)
+        if known < SHORTEST_PREFIX or not (ids[:, :known] == torch.tensor(self._prefix)).all():
+            known = 0
+        device, n = self.model.device, len(ids)
+        cache = None
+        if known:
+            cache = DynamicCache()  # a new one, since the model adds the prompts to it
+            for layer, (keys, values) in enumerate(self._encoded_prefix[1]):
+                cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), layer)
+        states = self.model(
+            input_ids=ids[:, known:].to(device, non_blocking=True),
+            attention_mask=mask.to(device, non_blocking=True),
+            position_ids=torch.arange(known, ids.shape[1], device=device)[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        ).hidden_states
+        context = torch.cat([states[layer] for layer in self.layers], -1)
+        if known:
+            context = torch.cat([self._encoded_prefix[0].expand(n, -1, -1), context], 1)
+        return context[:, self.drop :], mask[:, self.drop :]
+
+    @functools.cached_property
+    def _prefix(self) -> list[int]:
+        """The tokens that all texts begin with."""
+        # By comparison, not from the template's text: a tokenizer may join its last space to the prompt's first word.
+        one, other = (self.tokenizer(self.template(text)).input_ids for text in ("a", "1"))
+        same = [a == b for a, b in zip(one, other)]
+        return one[: same.index(False)]
+
+    @functools.cached_property
+    def _encoded_prefix(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The states of `_prefix`, (1, tokens, layers x d), and its keys and values in each layer of the model."""
+        with torch.no_grad():
+            ids = torch.tensor([self._prefix], device=self.model.device)
+            out = self.model(input_ids=ids, use_cache=True, output_hidden_states=True)
+        states = torch.cat([out.hidden_states[layer] for layer in self.layers], -1)
+        return states, [(layer.keys, layer.values) for layer in out.past_key_values.layers]

@@ -1,0 +1,142 @@
+"""Compare each family of flow matching models with its own pipeline: prompts, gradients, predictions, latents, a whole run."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from tiny_modern import CALLS, PIPELINES, encode
+
+from diffusers_dti import DTITrainer
+from diffusers_dti.families import Batch, find_family
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
+from diffusers_dti.training.trainable import TrainableRows
+
+PROMPTS = ["a photo of a <dog> on the beach near the red tower", "a <dog>", "a cat and a <dog>, <dog>"]
+
+
+@pytest.fixture(params=PIPELINES)
+def pipe(request):
+    return request.getfixturevalue(request.param)
+
+
+def encode_in_training(pipe, prompts):
+    """Return the states of each prompt's real tokens, and the pooled ones."""
+    conditioning = find_family(pipe).encode_prompts(prompts, [0] * len(prompts))
+    context = conditioning["context"]
+    mask = conditioning.get("mask", torch.ones(context.shape[:2]))
+    pooled = [conditioning["pooled"]] if "pooled" in conditioning else []
+    return [states[own > 0] for states, own in zip(context, mask)] + pooled
+
+
+def swap_in(pipe, concept, stack):
+    """Swap in a concept's rows until the stack closes, and return them by component."""
+    rows = {}
+    for component, encoder in find_text_encoders(pipe).items():
+        rows[component] = TrainableRows(encoder.token_ids("<dog>"), concept.directions[component], concept.scales[component])
+        stack.enter_context(rows[component].swapped_in(encoder))
+    return rows
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_prompts_and_their_gradients(pipe, vectors, concept):
+    """The conditioning and a direction's gradient in training are those of the pipeline's `encode_prompt`."""
+    made = concept(pipe, vectors=vectors)
+    pipe.load_directional_inversion(made)
+    results = []
+    for how in (encode, encode_in_training):
+        with ExitStack() as stack:
+            rows = swap_in(pipe, made, stack)
+            states = how(pipe, list(PROMPTS))
+        weights = [torch.randn(s.shape, generator=torch.Generator().manual_seed(i)) for i, s in enumerate(states)]
+        sum((s * w).sum() for s, w in zip(states, weights)).backward()
+        results.append((states, {component: own.direction.grad for component, own in rows.items()}))
+    (theirs, their_gradients), (ours, our_gradients) = results
+    assert [s.shape for s in ours] == [s.shape for s in theirs]
+    differences = [relative(a, b) for a, b in zip(ours, theirs)]
+    differences += [relative(our_gradients[c], g) for c, g in their_gradients.items()]
+    print(f"{type(pipe).__name__}, {vectors} vectors: states and gradients differ by {max(differences):.1e}")
+    assert max(differences) < 1e-5 and all(g.norm() > 0 for g in their_gradients.values())
+
+
+def test_rows_in_training_are_rows_in_the_table(pipe, concept):
+    """A prompt has the same states with rows swapped in and with the concept loaded."""
+    made, other = concept(pipe), concept(pipe, seed=1)
+    pipe.load_directional_inversion(made)
+    loaded = encode(pipe, list(PROMPTS))
+    pipe.unload_directional_inversion()
+    pipe.load_directional_inversion(other)
+    with ExitStack() as stack:
+        swap_in(pipe, made, stack)
+        swapped = encode_in_training(pipe, PROMPTS)
+    for a, b in zip(swapped, loaded):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_prediction_is_what_the_sampler_gets(pipe, monkeypatch):
+    """On the pipeline's own noisy latents, at its own noise level: also the sign, the scale of time and the packing."""
+    family, seen = find_family(pipe), {}
+    name = type(pipe).__name__
+    step = type(pipe.scheduler).step
+
+    def note(self, output, timestep, sample, **kwargs):
+        seen.update(output=output, sigma=float(timestep) / 1000, sample=sample)
+        return step(self, output, timestep, sample, **kwargs)
+
+    monkeypatch.setattr(type(pipe.scheduler), "step", note)
+    with torch.no_grad():
+        settings = {"height": 32, "width": 32, "output_type": "latent", "num_inference_steps": 3} | CALLS[name]
+        pipe("a dog on the beach", generator=torch.Generator().manual_seed(0), **settings)
+    latents = unpacked(pipe, seen["sample"])
+    batch = Batch(latents, latents, None, torch.zeros(1), [], [], [], (32, 32), [])
+    monkeypatch.setattr(family, "noisy_latents", lambda batch: (batch.latents, torch.tensor([seen["sigma"]])))
+    prediction = family.predict(batch, family.encode_prompts(["a dog on the beach"], [0]))
+    torch.testing.assert_close(prediction, unpacked(pipe, seen["output"]), rtol=1e-4, atol=1e-5)
+
+
+def unpacked(pipe, latents):
+    """Return latents as (n, c, h, w), for pipelines that hand them to the sampler as a sequence of patches."""
+    if latents.ndim == 4:
+        return latents
+    raise NotImplementedError(type(pipe))
+
+
+@torch.no_grad()
+def test_latents_decode_as_the_pipeline_decodes_its_own(pipe, monkeypatch):
+    """A photo that we encode and the pipeline decodes is the VAE's reconstruction of it."""
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ((latents, std),) = find_family(pipe).encode_images(pixels)
+    expected = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
+    monkeypatch.setattr(type(pipe.scheduler), "step", lambda self, output, t, sample, **kwargs: (packed(pipe, latents),))
+    settings = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 1} | CALLS[type(pipe).__name__]
+    image = pipe("a dog", **settings).images
+    torch.testing.assert_close(image, (expected / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=1e-3)
+    posterior = pipe.vae.encode(pixels).latent_dist  # samples of training are as spread as the VAE's own
+    assert (std.mean() / latents.std()).item() == pytest.approx((posterior.std.mean() / posterior.mean.std()).item(), rel=0.05)
+
+
+def packed(pipe, latents):
+    """Return latents as the pipeline's loop holds them."""
+    return latents
+
+
+def test_a_word_is_learned(pipe, photos, tmp_path):
+    """The loss on held-out draws falls; what is learned is saved, loaded by stock's loader, and unloaded without a trace."""
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "train_batch_size": 2}
+    settings |= {"gradient_accumulation_steps": 1, "max_train_steps": 12, "learning_rate": 0.2, "output_dir": tmp_path / "dog"}
+    trainer = DTITrainer(pipe, **settings, heldout_loss_steps=6)
+    learned = trainer.fit(photos)
+    heldout = [entry["heldout_loss"] for entry in trainer.history if "heldout_loss" in entry]
+    assert heldout[-1] < heldout[0]
+    with torch.no_grad():
+        states = encode(pipe, ["a <dog>"])
+    pipe.unload_directional_inversion()
+    pipe.load_directional_inversion(str(tmp_path / "dog"))
+    with torch.no_grad():
+        for a, b in zip(encode(pipe, ["a <dog>"]), states):
+            torch.testing.assert_close(a, b)
+    assert learned.metadata["family"] == find_family(pipe).name

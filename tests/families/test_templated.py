@@ -1,0 +1,83 @@
+"""Prompts in a template: the kept prefix is exact, and the model's head is never computed."""
+
+import pytest
+import torch
+from tiny_modern import qwen3_encoder, qwen_tokenizer
+from tiny_pipelines import gemma_encoder, gemma_tokenizer
+
+from diffusers_dti.families import templated
+from diffusers_dti.families.templated import TemplatedEncoder
+
+SYSTEM = "an old photo of the blue tower near my red robot in a good painting of this wolf: "
+PROMPTS = ["a dog on the beach", "a cat", "the dog and a cat in a chef outfit"]
+
+
+def in_template(prompt):
+    return f"{SYSTEM}{prompt} at the end"
+
+
+@pytest.fixture(params=["qwen", "gemma"])
+def parts(request, tmp_path):
+    torch.manual_seed(0)
+    if request.param == "qwen":
+        tokenizer = qwen_tokenizer(tmp_path / "qwen")
+        return tokenizer, qwen3_encoder(tokenizer, 16, head=True)
+    tokenizer = gemma_tokenizer(tmp_path / "gemma")
+    return tokenizer, gemma_encoder(tokenizer, 16)
+
+
+@pytest.mark.parametrize("drop", [0, 5, 17])
+def test_the_kept_prefix_changes_nothing(parts, drop, monkeypatch):
+    """States and gradients are those of the whole text, whether its beginning is dropped or not."""
+    tokenizer, model = parts
+    table = model.get_input_embeddings().weight
+    word = tokenizer("a dog").input_ids[-1]
+    calls, results = [], []
+    decoder = model.base_model
+    decoder.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    for shortest in (10**6, templated.SHORTEST_PREFIX):
+        monkeypatch.setattr(templated, "SHORTEST_PREFIX", shortest)
+        encoder = TemplatedEncoder(tokenizer, model, in_template, 64, layers=(1, -1), drop=drop)
+        for _ in range(2):  # the second time from what is kept
+            states, mask = encoder(PROMPTS)
+        (gradient,) = torch.autograd.grad((states * mask[..., None]).square().sum(), table)
+        results.append((states[mask > 0], mask, gradient[word]))
+    whole, kept = calls[0], calls[-1]
+    assert whole - kept == calls[2] >= 16 and calls == [whole, whole, calls[2], kept, kept]
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert gradient[word].norm() > 0
+
+
+def test_other_beginnings_are_encoded_whole(parts):
+    """A prompt that the tokenizer joins to the template's end cannot use the prefix."""
+    tokenizer, model = parts
+    encoder = TemplatedEncoder(
+        tokenizer, model, lambda prompt: f"{SYSTEM.strip()}{prompt}"[: 12 if prompt == "cut" else None], 64
+    )
+    with torch.no_grad():
+        states, mask = encoder(["cut", "a dog"])
+        expected = model(**tokenizer([SYSTEM.strip() + "a dog"], return_tensors="pt"), output_hidden_states=True).hidden_states[
+            -2
+        ]
+    torch.testing.assert_close(states[1][mask[1] > 0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_is_never_computed(tmp_path):
+    tokenizer = qwen_tokenizer(tmp_path / "qwen")
+    model = qwen3_encoder(tokenizer, 16, head=True)
+    model.lm_head.register_forward_hook(lambda *args: pytest.fail("the head is computed"))
+    with pytest.raises(pytest.fail.Exception):
+        model(torch.tensor([[1]]))
+    TemplatedEncoder(tokenizer, model, in_template, 64)(PROMPTS)
+
+
+def test_padding_and_truncation(tmp_path):
+    """To a fixed length, the states of padding are the model's own too; longer texts are cut."""
+    tokenizer = qwen_tokenizer(tmp_path / "qwen")
+    model = qwen3_encoder(tokenizer, 16)
+    states, mask = TemplatedEncoder(tokenizer, model, str, 12, padded=True)(["a dog", "a dog " * 20])
+    inputs = tokenizer(["a dog", "a dog " * 20], padding="max_length", truncation=True, max_length=12, return_tensors="pt")
+    expected = model(**inputs, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    assert mask.sum(-1).tolist() == [2, 12]
