@@ -1,11 +1,12 @@
 """Fixtures: tiny random pipelines, built offline once per session. Each test gets a fresh copy."""
 
+import functools
 import os
 import random
 
 import pytest
 import torch
-from tiny_modern import build_z_image
+from tiny_modern import PIPELINES as MODERN
 from tiny_pipelines import build_sana, build_sd, build_sdxl, build_wan, fresh_copy
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,8 +44,9 @@ def _wan22(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def _z_image(tmp_path_factory):
-    return build_z_image(tmp_path_factory.mktemp("z_image"))
+def modern(tmp_path_factory):
+    """Return a function that builds one of `tiny_modern.PIPELINES` by its name, each once."""
+    return functools.cache(lambda name: MODERN[name](tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture
@@ -75,11 +77,6 @@ def wan(_wan):
 @pytest.fixture
 def wan22(_wan22):
     return fresh_copy(_wan22)
-
-
-@pytest.fixture
-def z_image(_z_image):
-    return fresh_copy(_z_image)
 
 
 @pytest.fixture(scope="session")

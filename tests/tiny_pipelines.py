@@ -226,7 +226,7 @@ SETTINGS = ("requires_safety_checker", "add_watermarker", "boundary_ratio", "exp
 
 def fresh_copy(pipe):
     settings = {k: pipe.config[k] for k in SETTINGS if k in pipe.config}
-    settings = {"add_watermarker": False} if "text_encoder_2" in pipe.components else settings
+    settings = {"add_watermarker": False} if "XL" in type(pipe).__name__ else settings
     fresh = type(pipe)(**{k: copy.deepcopy(v) for k, v in pipe.components.items()}, **settings)
     fresh.set_progress_bar_config(disable=True)
     return fresh

@@ -2,14 +2,21 @@
 
 from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, Family
+from .flux import Flux
+from .flux2_klein import Flux2Klein
+from .lumina2 import Lumina2
+from .qwen_image import QwenImage
 from .sana import Sana
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
+from .stable_diffusion_3 import StableDiffusion3
 from .wan import Wan
 from .z_image import ZImage
 
 __all__ = ["FAMILIES", "Batch", "Conditioning", "Family", "find_family"]
 
-FAMILIES: list[type[Family]] = [StableDiffusionXL, StableDiffusion, Sana, Wan, ZImage]
+FAMILIES: list[type[Family]] = [
+    StableDiffusionXL, StableDiffusion, Sana, Wan, ZImage, Lumina2, StableDiffusion3, Flux, Flux2Klein, QwenImage,
+]  # fmt: skip
 
 
 def find_family(pipe: Pipeline) -> Family:

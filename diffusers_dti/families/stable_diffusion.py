@@ -8,8 +8,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from ..pipeline.protocols import Pipeline, Tokenizer
+from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, Family, uncompiled_component
+from .padded import padded_ids
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -79,7 +80,7 @@ class StableDiffusionXL(UNetFamily):
         """Return the penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
         pipe, states = self.pipe, []
         for tokenizer, encoder in [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]:
-            out = encoder(clip_ids(tokenizer, prompts).to(encoder.device, non_blocking=True), output_hidden_states=True)
+            out = encoder(padded_ids(tokenizer, prompts).to(encoder.device, non_blocking=True), output_hidden_states=True)
             states.append(out.hidden_states[-2])
         return {"context": torch.cat(states, -1), "pooled": out.text_embeds}
 
@@ -119,7 +120,7 @@ class StableDiffusion(UNetFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return the encoder's last states after its final norm, (n, 77, 768 or 1024)."""
         encoder = self.pipe.text_encoder
-        ids = clip_ids(self.pipe.tokenizer, prompts).to(encoder.device, non_blocking=True)
+        ids = padded_ids(self.pipe.tokenizer, prompts).to(encoder.device, non_blocking=True)
         return {"context": encoder(ids).last_hidden_state}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
@@ -131,10 +132,3 @@ def has_plain_unet(pipe: Pipeline) -> bool:
     """Return whether there is a 2D UNet that takes only latents: no frames, and no channels to inpaint, for depth or edits."""
     unet, vae = uncompiled_component(pipe, "unet"), pipe.components.get("vae")
     return isinstance(unet, UNet2DConditionModel) and vae is not None and unet.config.in_channels == vae.config.latent_channels
-
-
-def clip_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
-    """Tokenize prompts to CLIP's full length, (n, 77)."""
-    length = tokenizer.model_max_length
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return tokens.input_ids
