@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ..pipeline.protocols import Pipeline
+from ..pipeline.protocols import Pipeline, Tokenizer
 
 Conditioning = dict[str, Tensor]
 """What a denoiser gets to know about the prompts: the text encoders' states, masks and pooled states, by name.
@@ -122,6 +122,30 @@ class Family(ABC):
     def clean_prompt(self, prompt: str) -> str:
         """Return a prompt as the pipeline gives it to its tokenizers; by default unchanged."""
         return prompt
+
+    def token_ids(self, tokenizer: Tokenizer, prompt: str, length: int, padding: bool | str = False) -> Tensor:
+        """Return the ids of a prompt's tokens, truncated to `length`, (tokens,) int64."""
+        tokens = tokenizer(prompt, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = tokens.input_ids[0]
+        return ids
+
+    def padded_ids(self, tokenizer: Tokenizer, prompts: Sequence[str], length: int | None = None) -> Tensor:
+        """Return the ids of n prompts at a fixed length, by default the tokenizer's own, (n, length)."""
+        length = length or tokenizer.model_max_length
+        return torch.stack([self.token_ids(tokenizer, prompt, length, "max_length") for prompt in prompts])
+
+    @contextmanager
+    def tokenized_once(self) -> Iterator[None]:
+        """Tokenize each prompt once within the block, in which no tokenizer may change.
+
+        Training draws the same few prompts again and again. Their ids are not kept longer than a run, since they change with
+        the concepts that are loaded.
+        """
+        vars(self)["token_ids"] = functools.cache(self.token_ids)
+        try:
+            yield
+        finally:
+            vars(self).pop("token_ids", None)  # unless a run within this one has
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, uncompiled_component
 from .flow import KLFlowFamily
-from .padded import padded_ids
 
 GUIDANCE = 3.5  # the default of the pipeline's call and of diffusers' training script, which is an input of dev's network
 
@@ -37,8 +36,8 @@ class Flux(KLFlowFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return T5's last states, (n, 512, 4096), and CLIP's pooled state, (n, 768), which is all that is used of CLIP."""
         clip, t5 = self.pipe.text_encoder, self.pipe.text_encoder_2
-        pooled = clip(padded_ids(self.pipe.tokenizer, prompts).to(clip.device, non_blocking=True)).pooler_output
-        ids = padded_ids(self.pipe.tokenizer_2, prompts, self.text_length)
+        pooled = clip(self.padded_ids(self.pipe.tokenizer, prompts).to(clip.device, non_blocking=True)).pooler_output
+        ids = self.padded_ids(self.pipe.tokenizer_2, prompts, self.text_length)
         return {"context": t5(ids.to(t5.device, non_blocking=True)).last_hidden_state, "pooled": pooled}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:

@@ -51,10 +51,7 @@ class Flux2Klein(KLFlowFamily):
     @functools.cached_property
     def encoder(self) -> TemplatedEncoder:
         """The encoder with the template."""
-        pipe = self.pipe
-        return TemplatedEncoder(
-            pipe.tokenizer, pipe.text_encoder, self.clean_prompt, self.text_length, layers=LAYERS, padded=True
-        )
+        return TemplatedEncoder(self, self.pipe.tokenizer, self.pipe.text_encoder, layers=LAYERS, padded=True)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return three of Qwen3's states side by side, (n, 512, 3 x 2560). The transformer does not mask the padding."""

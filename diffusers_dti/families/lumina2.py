@@ -34,7 +34,7 @@ class Lumina2(KLFlowFamily):
     @functools.cached_property
     def encoder(self) -> TemplatedEncoder:
         """The encoder with the template."""
-        return TemplatedEncoder(self.pipe.tokenizer, self.pipe.text_encoder, self.clean_prompt, self.text_length)
+        return TemplatedEncoder(self, self.pipe.tokenizer, self.pipe.text_encoder)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return Gemma's penultimate states, (n, longest, 2304), and a mask of the real ones."""

@@ -44,10 +44,8 @@ class QwenImage(KLFlowFamily):
     def encoder(self) -> TemplatedEncoder:
         """The encoder with the template."""
         pipe = self.pipe
-        return TemplatedEncoder(
-            pipe.tokenizer, pipe.text_encoder, self.clean_prompt, self.text_length, layers=(-1,),
-            drop=pipe.prompt_template_encode_start_idx,
-        )  # fmt: skip
+        drop = pipe.prompt_template_encode_start_idx
+        return TemplatedEncoder(self, pipe.tokenizer, pipe.text_encoder, layers=(-1,), drop=drop)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return the last states after the system prompt, (n, longest, 3584), and a mask of the real ones."""

@@ -59,7 +59,7 @@ class Sana(FlowFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return Gemma's last states, (n, longest, 2304), and a mask of the real ones. No instruction precedes the prompts."""
         pipe, cleaned = self.pipe, [self.clean_prompt(p) for p in prompts]
-        inputs = encoder_inputs(pipe.tokenizer, pipe.text_encoder, cleaned, self.text_length, zero_pads)
+        inputs = encoder_inputs(self, pipe.tokenizer, pipe.text_encoder, cleaned, self.text_length, zero_pads)
         states = pipe.text_encoder(**inputs, use_cache=False).last_hidden_state
         return {"context": states, "mask": inputs["attention_mask"]}
 

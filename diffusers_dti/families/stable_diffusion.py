@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, Family, uncompiled_component
-from .padded import padded_ids
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -80,7 +79,8 @@ class StableDiffusionXL(UNetFamily):
         """Return the penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
         pipe, states = self.pipe, []
         for tokenizer, encoder in [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]:
-            out = encoder(padded_ids(tokenizer, prompts).to(encoder.device, non_blocking=True), output_hidden_states=True)
+            ids = self.padded_ids(tokenizer, prompts).to(encoder.device, non_blocking=True)
+            out = encoder(ids, output_hidden_states=True)
             states.append(out.hidden_states[-2])
         return {"context": torch.cat(states, -1), "pooled": out.text_embeds}
 
@@ -120,7 +120,7 @@ class StableDiffusion(UNetFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return the encoder's last states after its final norm, (n, 77, 768 or 1024)."""
         encoder = self.pipe.text_encoder
-        ids = padded_ids(self.pipe.tokenizer, prompts).to(encoder.device, non_blocking=True)
+        ids = self.padded_ids(self.pipe.tokenizer, prompts).to(encoder.device, non_blocking=True)
         return {"context": encoder(ids).last_hidden_state}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:

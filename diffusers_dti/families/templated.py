@@ -5,7 +5,7 @@ prompts attend to their keys and values. The head that predicts the next token i
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,37 +13,35 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..pipeline.protocols import Tokenizer
+from .base import Family
 
 SHORTEST_PREFIX = 16  # tokens before the prompt from which on keeping their keys and values saves time
 
 
 class TemplatedEncoder:
-    """Encode prompts as a pipeline does that puts them into a template.
+    """Encode prompts as a pipeline does that puts them into a template, by `Family.clean_prompt`.
 
     Args:
+        family: the family, whose `text_length` is the number of tokens that the text with its template is truncated to.
         tokenizer: the encoder's tokenizer.
         encoder: a causal language model of transformers, with or without its head.
-        template: returns the text for a prompt that the pipeline tokenizes.
-        length: the number of tokens that the pipeline truncates this text to.
         layers: the indices of the hidden states to take, side by side for each token; -1 is the last.
         drop: the number of tokens at the beginning that the pipeline leaves out.
-        padded: encode all `length` positions, for denoisers that do not mask padding. Otherwise, texts are encoded at their
-            real length: states of real tokens do not depend on the padding after them.
+        padded: encode all `text_length` positions, for denoisers that do not mask padding. Otherwise, texts are encoded at
+            their real length: states of real tokens do not depend on the padding after them.
     """
 
     def __init__(
         self,
+        family: Family,
         tokenizer: Tokenizer,
         encoder: Any,
-        template: Callable[[str], str],
-        length: int,
         layers: Sequence[int] = (-2,),
         drop: int = 0,
         padded: bool = False,
     ):
-        self.tokenizer, self.template = tokenizer, template
+        self.family, self.tokenizer, self.layers, self.drop, self.padded = family, tokenizer, layers, drop, padded
         self.model = encoder.base_model.get_decoder() or encoder.base_model  # transformers 4 answers None for plain models
-        self.length, self.layers, self.drop, self.padded = length, layers, drop, padded
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode n prompts. Gradients reach the rows that training has swapped in.
@@ -51,12 +49,12 @@ class TemplatedEncoder:
         Returns:
             The states, (n, tokens, layers x d), and on the CPU a mask of the real ones, (n, tokens).
         """
-        # To a fixed length on the pipeline's own side, where the positions of real tokens count for the denoiser.
-        side = {"padding": "max_length"} if self.padded else {"padding": True, "padding_side": "right"}
-        tokens = self.tokenizer(
-            [self.template(p) for p in prompts], truncation=True, max_length=self.length, return_tensors="pt", **side
-        )
-        ids, mask, known = tokens.input_ids, tokens.attention_mask, len(self._prefix)
+        tokens = [self._ids(prompt) for prompt in prompts]
+        longest = self.family.text_length if self.padded else max(map(len, tokens))
+        mask = (torch.arange(longest) < torch.tensor([len(own) for own in tokens])[:, None]).long()
+        ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
+        ids[mask > 0] = torch.cat(tokens)
+        known = len(self._prefix)
         if known < SHORTEST_PREFIX or not (ids[:, :known] == torch.tensor(self._prefix)).all():
             known = 0
         device, n = self.model.device, len(ids)
@@ -78,11 +76,15 @@ class TemplatedEncoder:
             context = torch.cat([self._encoded_prefix[0].expand(n, -1, -1), context], 1)
         return context[:, self.drop :], mask[:, self.drop :]
 
+    def _ids(self, prompt: str) -> Tensor:
+        """Return the ids of a prompt in its template, (tokens,)."""
+        return self.family.token_ids(self.tokenizer, self.family.clean_prompt(prompt), self.family.text_length)
+
     @functools.cached_property
     def _prefix(self) -> list[int]:
         """The tokens that all texts begin with."""
         # By comparison, not from the template's text: a tokenizer may join its last space to the prompt's first word.
-        one, other = (self.tokenizer(self.template(text)).input_ids for text in ("a", "1"))
+        one, other = self._ids("a").tolist(), self._ids("1").tolist()
         same = [a == b for a, b in zip(one, other)]
         return one[: same.index(False)]
 

@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..pipeline.protocols import Tokenizer
+from .base import Family
 
 
 def encoder_inputs(
-    tokenizer: Tokenizer, encoder: Any, prompts: Sequence[str], length: int, zero_pads: Sequence[int]
+    family: Family, tokenizer: Tokenizer, encoder: Any, prompts: Sequence[str], length: int, zero_pads: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return the encoder's arguments for a batch of n prompts, padded on the right to the longest of them.
 
     Args:
+        family: the family that tokenizes the prompts.
         tokenizer: the encoder's tokenizer.
         encoder: a text encoder of transformers. Training swaps in a concept's rows by hooks on its embedding module.
         prompts: n prompts.
@@ -30,22 +32,16 @@ def encoder_inputs(
     Returns:
         "attention_mask", (n, longest), and "input_ids", (n, longest), or "inputs_embeds", (n, longest, d), if there are zeros.
     """
-    tokens = tokenizer(
-        list(prompts), padding=True, truncation=True, max_length=length - max(zero_pads), padding_side="right",
-        return_tensors="pt",
-    )  # fmt: skip
-    ids: Tensor = tokens.input_ids.to(encoder.device, non_blocking=True)
-    mask: Tensor = tokens.attention_mask
+    tokens = [family.token_ids(tokenizer, prompt, length - max(zero_pads)) for prompt in prompts]
+    lengths = [len(ids) + zeros for ids, zeros in zip(tokens, zero_pads, strict=True)]
+    device = encoder.device
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(device, non_blocking=True)
+    padded = pad_sequence(tokens, batch_first=True).to(device, non_blocking=True)  # with 0: any id will do behind the mask
     if not any(zero_pads):
-        return {"input_ids": ids, "attention_mask": mask.to(encoder.device, non_blocking=True)}
-    start = int(tokens.input_ids[0, 0] == tokenizer.bos_token_id)  # 1 after <bos>; T5 has no such token
+        return {"input_ids": padded, "attention_mask": mask}
+    start = int(tokens[0][0] == tokenizer.bos_token_id)  # 1 after <bos>; T5 has no such token
     rows = []
-    for embedded, real, zeros in zip(encoder.get_input_embeddings()(ids), mask.sum(-1).tolist(), zero_pads, strict=True):
+    for embedded, ids, zeros in zip(encoder.get_input_embeddings()(padded), tokens, zero_pads):
         blank = embedded.new_zeros(zeros, embedded.shape[-1])
-        rows.append(torch.cat([embedded[:start], blank, embedded[start:real]]))
-    lengths = torch.tensor([len(r) for r in rows])
-    padded_mask = (torch.arange(max(lengths)) < lengths[:, None]).to(mask.dtype)
-    return {
-        "inputs_embeds": pad_sequence(rows, batch_first=True),
-        "attention_mask": padded_mask.to(encoder.device, non_blocking=True),
-    }
+        rows.append(torch.cat([embedded[:start], blank, embedded[start : len(ids)]]))
+    return {"inputs_embeds": pad_sequence(rows, batch_first=True), "attention_mask": mask}

@@ -77,7 +77,7 @@ class Wan(FlowFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return UMT5's last states, (n, 512, 4096): zeros follow the real ones, and the transformer does not mask them."""
         cleaned = [self.clean_prompt(p) for p in prompts]
-        inputs = encoder_inputs(self.pipe.tokenizer, self.pipe.text_encoder, cleaned, self.text_length, zero_pads)
+        inputs = encoder_inputs(self, self.pipe.tokenizer, self.pipe.text_encoder, cleaned, self.text_length, zero_pads)
         states = self.pipe.text_encoder(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
         return {"context": pad(states, (0, 0, 0, self.text_length - states.shape[1]))}
 

@@ -43,7 +43,7 @@ class ZImage(KLFlowFamily):
     @functools.cached_property
     def encoder(self) -> TemplatedEncoder:
         """The encoder with the template."""
-        return TemplatedEncoder(self.pipe.tokenizer, self.pipe.text_encoder, self.clean_prompt, self.text_length)
+        return TemplatedEncoder(self, self.pipe.tokenizer, self.pipe.text_encoder)
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return Qwen3's penultimate states, (n, longest, 2560), and on the CPU a mask of the real ones."""

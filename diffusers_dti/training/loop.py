@@ -129,6 +129,7 @@ class Loop:
                 stack.callback(self.adapter.train, False)
                 stack.callback(self.adapter.keep)
             stack.callback(self.log.close)
+            stack.enter_context(self.family.tokenized_once())
             for concept in self.concepts:
                 stack.enter_context(concept.swapped_in(find_text_encoders(self.pipe)))
             try:

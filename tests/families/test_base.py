@@ -1,4 +1,4 @@
-"""What all families inherit: images encoded in float32, the weighted loss, and `upcast`."""
+"""What all families inherit: images encoded in float32, prompts tokenized once a run, the weighted loss, and `upcast`."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from tiny_pipelines import generate
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.families import find_family
-from diffusers_dti.families.base import uncompiled_component, upcast
+from diffusers_dti.families.base import Family, uncompiled_component, upcast
 
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
@@ -61,6 +61,34 @@ def test_half_precision_and_gradient_checkpointing(name, request, photos, monkey
         results.append(learned.directions["text_encoder"])
         pipe.unload_directional_inversion()
     torch.testing.assert_close(*results, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "encoders"), [("sdxl", 2), ("sd", 1), ("sana", 1), ("wan", 1)])
+def test_a_run_tokenizes_a_prompt_once_and_the_next_run_anew(name, encoders, request, photos, concept, monkeypatch):
+    """Between the runs a concept is loaded, which changes the tokens of their prompt."""
+    pipe, tokenize = request.getfixturevalue(name), Family.token_ids
+    tokenized, read, expected, encoder_pads = [], [], [], name in ("sdxl", "sd")
+
+    def counting(self, tokenizer, *arguments):
+        tokenized.append(arguments[0])
+        return tokenize(self, tokenizer, *arguments)
+
+    monkeypatch.setattr(Family, "token_ids", counting)
+    pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append((*args, *kwargs.values())[0]), with_kwargs=True
+    )
+    settings = {"initializer_token": "dog", "templates": ["<zog> and {}"], "resolution": 32, "train_batch_size": 2}
+    settings |= {"max_train_steps": 3, "heldout_loss_steps": 0} | ({} if encoder_pads else {"zero_pad": False})
+    trainer = DTITrainer(pipe, placeholder_token="<dog>", **settings)
+    for run in (1, 2):
+        trainer.fit(photos)
+        assert tokenized == ["<zog> and <dog>"] * encoders * run
+        expected.append(pipe.tokenizer("<zog> and <dog>", padding="max_length" if encoder_pads else False).input_ids)
+        assert len(read) >= 3 and all(ids.tolist() == [expected[-1]] * 2 for ids in read)
+        read.clear()
+        if run == 1:
+            pipe.load_directional_inversion(concept(pipe, "<zog>"))
+    assert expected[0] != expected[1]
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd", "sana", "sprint", "wan", "wan22"])

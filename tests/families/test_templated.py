@@ -6,10 +6,18 @@ from tiny_modern import qwen3_encoder, qwen_tokenizer
 from tiny_pipelines import gemma_encoder, gemma_tokenizer
 
 from diffusers_dti.families import templated
+from diffusers_dti.families.sana import Sana
 from diffusers_dti.families.templated import TemplatedEncoder
 
 SYSTEM = "an old photo of the blue tower near my red robot in a good painting of this wolf: "
 PROMPTS = ["a dog on the beach", "a cat", "the dog and a cat in a chef outfit"]
+
+
+class Templates(Sana):
+    """A family that puts prompts into a template."""
+
+    def __init__(self, template, text_length=64):
+        self.clean_prompt, self.text_length = template, text_length
 
 
 def in_template(prompt):
@@ -37,7 +45,7 @@ def test_the_kept_prefix_changes_nothing(parts, drop, monkeypatch):
     decoder.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     for shortest in (10**6, templated.SHORTEST_PREFIX):
         monkeypatch.setattr(templated, "SHORTEST_PREFIX", shortest)
-        encoder = TemplatedEncoder(tokenizer, model, in_template, 64, layers=(1, -1), drop=drop)
+        encoder = TemplatedEncoder(Templates(in_template), tokenizer, model, layers=(1, -1), drop=drop)
         for _ in range(2):  # the second time from what is kept
             states, mask = encoder(PROMPTS)
         (gradient,) = torch.autograd.grad((states * mask[..., None]).square().sum(), table)
@@ -52,14 +60,12 @@ def test_the_kept_prefix_changes_nothing(parts, drop, monkeypatch):
 def test_other_beginnings_are_encoded_whole(parts):
     """A prompt that the tokenizer joins to the template's end cannot use the prefix."""
     tokenizer, model = parts
-    encoder = TemplatedEncoder(
-        tokenizer, model, lambda prompt: f"{SYSTEM.strip()}{prompt}"[: 12 if prompt == "cut" else None], 64
-    )
+    start = SYSTEM.strip()
+    family = Templates(lambda prompt: start[:12] if prompt == "cut" else start + prompt)
+    inputs = tokenizer([f"{start}a dog"], return_tensors="pt")
     with torch.no_grad():
-        states, mask = encoder(["cut", "a dog"])
-        expected = model(**tokenizer([SYSTEM.strip() + "a dog"], return_tensors="pt"), output_hidden_states=True).hidden_states[
-            -2
-        ]
+        states, mask = TemplatedEncoder(family, tokenizer, model)(["cut", "a dog"])
+        expected = model(**inputs, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(states[1][mask[1] > 0], expected[0], rtol=1e-4, atol=1e-5)
 
 
@@ -69,14 +75,14 @@ def test_the_head_is_never_computed(tmp_path):
     model.lm_head.register_forward_hook(lambda *args: pytest.fail("the head is computed"))
     with pytest.raises(pytest.fail.Exception):
         model(torch.tensor([[1]]))
-    TemplatedEncoder(tokenizer, model, in_template, 64)(PROMPTS)
+    TemplatedEncoder(Templates(in_template), tokenizer, model)(PROMPTS)
 
 
 def test_padding_and_truncation(tmp_path):
     """To a fixed length, the states of padding are the model's own too; longer texts are cut."""
     tokenizer = qwen_tokenizer(tmp_path / "qwen")
     model = qwen3_encoder(tokenizer, 16)
-    states, mask = TemplatedEncoder(tokenizer, model, str, 12, padded=True)(["a dog", "a dog " * 20])
+    states, mask = TemplatedEncoder(Templates(str, 12), tokenizer, model, padded=True)(["a dog", "a dog " * 20])
     inputs = tokenizer(["a dog", "a dog " * 20], padding="max_length", truncation=True, max_length=12, return_tensors="pt")
     expected = model(**inputs, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)

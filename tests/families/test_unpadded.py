@@ -111,7 +111,7 @@ def test_cut_prompts_keep_their_end(wan):
     """T5's `</s>` is kept, also with zeros."""
     long = ["a dog " * 400, "a cat"]
     for zeros in ([0, 0], [5, 0]):
-        inputs = encoder_inputs(wan.tokenizer, wan.text_encoder, long, 512, zeros)
+        inputs = encoder_inputs(find_family(wan), wan.tokenizer, wan.text_encoder, long, 512, zeros)
         last = wan.text_encoder.get_input_embeddings()(torch.tensor(1))
         rows = inputs.get("inputs_embeds")
         rows = wan.text_encoder.get_input_embeddings()(inputs["input_ids"]) if rows is None else rows
@@ -133,7 +133,7 @@ def test_an_embedding_is_looked_up_once(sana):
     looked_up = []
     module: nn.Module = sana.text_encoder.get_input_embeddings()
     with module.register_forward_hook(lambda *args: looked_up.append(args[1][0].shape)):
-        inputs = encoder_inputs(sana.tokenizer, sana.text_encoder, ["a dog", "a"], 300, [0, 4])
+        inputs = encoder_inputs(find_family(sana), sana.tokenizer, sana.text_encoder, ["a dog", "a"], 300, [0, 4])
         sana.text_encoder(**inputs)
     assert looked_up == [(2, 3)] and inputs["inputs_embeds"].shape[:2] == (2, 6)
 
