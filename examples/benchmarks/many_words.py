@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, SanaPipeline, StableDiffusionXLPipeline
-from pipelines import tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
+from diffusers import DiffusionPipeline, SanaPipeline, StableDiffusionXLPipeline, WanPipeline
+from pipelines import FAMILIES, tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, UMT5Config, UMT5EncoderModel
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
@@ -25,6 +25,9 @@ def build(family: str, width: int = 2304) -> DiffusionPipeline:
     if family == "sana":
         model = Gemma2Model(Gemma2Config(vocab_size=256_000, hidden_size=width, num_hidden_layers=1)).bfloat16()
         return SanaPipeline(tokenizer(256_000), model, vae=None, transformer=None, scheduler=None)
+    if family == "wan":
+        config = UMT5Config(vocab_size=256_384, d_model=4096, num_layers=1)
+        return WanPipeline(tokenizer(256_300, length=512), UMT5EncoderModel(config).bfloat16(), vae=None, scheduler=None)
     small, big = (
         CLIPTextModel(CLIPTextConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=8, intermediate_size=64))
         for width in (768, 1280)
@@ -89,7 +92,7 @@ def measure(pipe: DiffusionPipeline, count: int, folder: Path) -> dict[str, floa
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=["sdxl", "sana"])
+    parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("--width", type=int, default=2304, help="the width of SANA's encoder (default: 2304)")
     parser.add_argument("--stock", action="store_true", help="also measure stock `load_textual_inversion`")
     parser.add_argument("--count", type=int, default=1000, help="the number of concepts")

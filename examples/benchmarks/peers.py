@@ -85,23 +85,14 @@ def check_learned(folder: Path) -> None:
         raise RuntimeError(f"{folder} has {sizes} vectors in {len(files)} files, not one in each.")
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=["sdxl", "sana", "wan"])
-    parser.add_argument("--model", type=Path, required=True, help="folder of a pipeline, small enough for this machine")
-    parser.add_argument("--photos", type=Path, required=True, help="folder of square photos")
-    parser.add_argument("--authors", type=Path, help="folder of the paper's repository")
-    parser.add_argument("--authors_options", nargs="*", default=[], help="further options of its script")
-    parser.add_argument("--diffusers", type=Path, help="folder of diffusers' repository")
-    parser.add_argument("--resolution", type=int, default=128, help="pixels (default: 128)")
-    parser.add_argument("--batch", type=int, default=1, help="batch size (default: 1)")
-    parser.add_argument("--steps", type=int, nargs=2, default=[10, 50], help="the two numbers of steps (default: 10 50)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
-    args = parser.parse_args()
+Programs = dict[str, list[tuple[float, float, float]]]  # milliseconds a step, seconds of the rest, peak MB of each run
+
+
+def measure(args: argparse.Namespace) -> Programs:
+    """Run the programs in alternation, and return what each run took."""
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     programs, few, many = commands(args), *args.steps
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in programs}
+    measured: Programs = {name: [] for name in programs}
     for _ in range(args.repeat):
         for name, command in programs.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -109,12 +100,43 @@ def main() -> None:
                 check_learned(Path(folder) / str(many))
             step = (long - short) / (many - few)
             measured[name].append((step * 1000, short - few * step, memory))
-    print("| program | CPU ms a step | times ours | CPU s of the rest | peak MB |\n|---|---|---|---|---|")
+    return measured
+
+
+def step_cell(measured: Programs, name: str) -> str:
+    """Return the median of a program's steps, with their range and how many times ours it is."""
+    steps = [step for step, _, _ in measured[name]]
     base = statistics.median(step for step, _, _ in measured["diffusers-dti"])
+    middle = statistics.median(steps)
+    return f"{middle:.1f} [{min(steps):.1f}, {max(steps):.1f}] | {middle / base:.2f}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which programs are run, and how long."""
+    parser.add_argument("--photos", type=Path, help="folder of square photos")
+    parser.add_argument("--authors", type=Path, help="folder of the paper's repository")
+    parser.add_argument("--authors_options", nargs="*", default=[], help="further options of its script")
+    parser.add_argument("--diffusers", type=Path, help="folder of diffusers' repository")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (default: 1)")
+    parser.add_argument("--steps", type=int, nargs=2, default=[10, 50], help="the two numbers of steps (default: 10 50)")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=["sdxl", "sana", "wan"])
+    parser.add_argument("--model", type=Path, required=True, help="folder of a pipeline, small enough for this machine")
+    parser.add_argument("--resolution", type=int, default=128, help="pixels (default: 128)")
+    add_arguments(parser)
+    args = parser.parse_args()
+    if args.photos is None:
+        parser.error("the programs need --photos")
+    measured = measure(args)
+    print("| program | CPU ms a step | times ours | CPU s of the rest | peak MB |\n|---|---|---|---|---|")
     for name, values in measured.items():
-        step, rest, memory = (statistics.median(column) for column in zip(*values))
-        low, high = min(values)[0], max(values)[0]
-        print(f"| {name} | {step:.1f} [{low:.1f}, {high:.1f}] | {step / base:.2f} | {rest:.1f} | {memory:.0f} |")
+        _, rest, memory = (statistics.median(column) for column in zip(*values))
+        print(f"| {name} | {step_cell(measured, name)} | {rest:.1f} | {memory:.0f} |")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = ("a", "photo", "of", "dog")  # each of them is a token
+WORDS = ("a", "photo", "of", "dog", "on", "the", "beach")  # each of them is a token
 CLASSES: dict[str, dict[str, Any]] = {
     "sdxl": {
         "text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection, "unet": UNet2DConditionModel,
@@ -108,8 +108,8 @@ FULL: Configs = {  # what is missing has the value of the class, which is the mo
         "vae": _KL | {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
     },
     "sana": {
-        "text_encoder": {},
-        "transformer": {},
+        "text_encoder": {"num_hidden_layers": 26},
+        "transformer": {"num_layers": 20},
         "vae": {
             "encoder_block_types": _EFFICIENT, "decoder_block_types": _EFFICIENT, "downsample_block_type": "Conv",
             "upsample_block_type": "interpolate", "scaling_factor": 0.41407,

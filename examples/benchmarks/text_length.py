@@ -17,69 +17,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKLWan,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    SanaPipeline,
-    SanaTransformer2DModel,
-    WanPipeline,
-    WanTransformer3DModel,
-)
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from diffusers import DiffusionPipeline
+from pipelines import FULL, SMALL
+from pipelines import build as build_pipeline
 
 from diffusers_dti.families import find_family
 from diffusers_dti.families.base import Batch
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.training.trainable import TrainableRows
 
-PROMPT = "a photo of a <dog> on the beach"
+PROMPT, WORD = "a photo of a dog on the beach", "dog"
+LATENTS = {"sana": (1, 32, 32, 32), "wan": (1, 16, 1, 64, 64)}
 
 
-def build(family: str, share: float) -> tuple[DiffusionPipeline, tuple[int, ...]]:
-    """Build the pipeline with a share of its layers, and return it with the shape of its latents.
-
-    The VAE is tiny, because a training step does not use it.
-    """
-    words = ["<pad>", "<bos>", "<unk>", *PROMPT.split()]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>", padding_side="right"
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    if family == "sana":
-        encoder = Gemma2Model(Gemma2Config(num_hidden_layers=round(26 * share)))  # its defaults are nearly those of 2b
-        transformer = SanaTransformer2DModel(num_layers=round(20 * share))  # its defaults are those of 1.6B
-        vae = AutoencoderDC(
-            latent_channels=32, encoder_block_out_channels=(8,) * 6, decoder_block_out_channels=(8,) * 6,
-            encoder_block_types="ResBlock", decoder_block_types="ResBlock", encoder_layers_per_block=(1,) * 6,
-            decoder_layers_per_block=(1,) * 6, encoder_qkv_multiscales=((),) * 6, decoder_qkv_multiscales=((),) * 6,
-        )  # fmt: skip
-        return SanaPipeline(tokenizer, encoder, vae, transformer, scheduler), (1, 32, 32, 32)
-    encoder = UMT5EncoderModel(
-        UMT5Config(vocab_size=256384, d_model=4096, d_ff=10240, num_heads=64, d_kv=64, num_layers=round(24 * share))
-    )
-    transformer = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=round(30 * share))
-    vae = AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    return WanPipeline(tokenizer, encoder, vae, scheduler, transformer), (1, 16, 1, 64, 64)
+def build(family: str, share: float, device: str) -> DiffusionPipeline:
+    """Build the pipeline with a share of its layers, and a tiny VAE, because a training step does not use it."""
+    encoder, transformer = FULL[family]["text_encoder"], FULL[family]["transformer"]
+    layers = "num_hidden_layers" if family == "sana" else "num_layers"
+    configs = {
+        "text_encoder": encoder | {layers: round(encoder[layers] * share)},
+        "transformer": transformer | {"num_layers": round(transformer["num_layers"] * share)},
+        "vae": SMALL[family]["vae"],
+    }
+    return build_pipeline(family, {family: configs}, device, torch.float32 if device == "cpu" else torch.bfloat16)
 
 
 def measure(family: str, how: str, share: float, device: str, steps: int) -> dict[str, float]:
     """Measure training steps: the median seconds, the memory and the last gradient's norm."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    pipe, shape = build(family, share)
-    pipe.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
+    pipe = build(family, share, device)
     for module in (pipe.text_encoder, pipe.transformer, pipe.vae):
         module.eval().requires_grad_(False)
     rows = TrainableRows(
-        [pipe.tokenizer.convert_tokens_to_ids("<dog>")],
+        [pipe.tokenizer.convert_tokens_to_ids(WORD)],
         torch.nn.functional.normalize(torch.randn(1, pipe.text_encoder.config.hidden_size)), torch.ones(1),
     ).to(device)  # fmt: skip
-    latents = torch.randn(shape, device=device)
+    latents = torch.randn(LATENTS[family], device=device)
     batch = Batch(latents, latents.flip(-1), None, torch.tensor([500], device=device), [PROMPT], [], [], (0, 0), [0])
     module = find_family(pipe)
 
