@@ -93,16 +93,84 @@ def test_many_words(sdxl, tmp_path, benchmarks):
     assert len(tokens) == 2000 and len(tokens("some words").input_ids) > 2
 
 
+@pytest.fixture
+def small_vocabularies(benchmarks, monkeypatch):
+    import pipelines
+
+    monkeypatch.setattr(pipelines, "VOCABULARY", dict.fromkeys(pipelines.FAMILIES, 500))
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sana", "wan"])
-def test_a_step_does_the_work_of_its_floor(family, benchmarks, monkeypatch):
-    """The benchmark itself raises if the numbers of operations differ."""
+def test_a_step_does_the_work_of_its_floor(family, small_vocabularies):
+    """The benchmark itself raises if the numbers of operations differ. In bfloat16 and accumulated, as on a GPU."""
     import pipelines
     import steps
 
-    real = pipelines.tokenizer
-    monkeypatch.setattr(pipelines, "tokenizer", lambda size, length=77: real(500, length))
-    line = steps.row(family, steps.measure(family, 1, 2))
+    line = steps.row(family, steps.measure(steps.Case(family), 2))
     assert line.startswith(f"| {family} | ") and line.count(" | ") == 5
+    configs = {family: pipelines.SMALL[family]}  # other than `SMALL` itself: in the resolution and dtype of full models
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pipelines.FULL_RESOLUTION, family, pipelines.RESOLUTION[family] // 4)
+        case = steps.Case(family, 1, 1 if family == "sdxl" else 2, configs)
+        assert case.build().vae.dtype == torch.bfloat16
+        assert len(steps.measure(case, 1)["floor"]) == 1
+
+
+def test_the_profile_of_a_step(small_vocabularies):
+    import steps
+
+    parts, operators, outside = steps.profile(steps.Case("sana"), 2).strip("| ").split(" | ")[1:]
+    assert "backward" in parts and "denoiser, forward" in parts and operators.count("%") == 3 and 0 < float(outside[:-1]) < 100
+
+
+def test_full_models_have_the_sizes_of_the_real_ones(small_vocabularies):
+    """Without memory, on torch's "meta" device: millions of parameters, as published; the encoders' without vocabulary."""
+    import pipelines
+
+    millions = {
+        "sdxl": {"text_encoder": 85.1, "text_encoder_2": 631.4, "unet": 2567.5, "vae": 83.7},
+        "sana": {"text_encoder": 2024.5, "transformer": 1604.5, "vae": 312.3},
+        "wan": {"text_encoder": 4630.8, "transformer": 1419.0, "vae": 126.9},
+    }
+    for family, sizes in millions.items():
+        pipe = pipelines.build(family, pipelines.FULL, "meta", torch.bfloat16)
+        for name, expected in sizes.items():
+            model = getattr(pipe, name)
+            count = sum(p.numel() for p in model.parameters())
+            if name.startswith("text"):
+                count -= model.get_input_embeddings().weight.numel()
+            assert count / 1e6 == pytest.approx(expected, abs=0.1), (family, name)
+
+
+def test_growth(small_vocabularies, monkeypatch, capsys):
+    import growth
+
+    monkeypatch.setattr(growth, "VALUES", {"photos": (2,), "batch": (2,), "vectors": (2,), "concepts": (2,)})
+    run(growth, monkeypatch, "sana", "--steps", 2, "--repeat", 1, "--what", "photos", "vectors", "concepts")
+    printed = capsys.readouterr().out
+    assert [line.split(" |")[0] for line in printed.splitlines()[2:]] == ["| photos 2", "| vectors 2", "| concepts 2"]
+
+
+def test_the_whole_table(small_vocabularies, sdxl, tmp_path, monkeypatch, capsys):
+    """All in this process, since importing diffusers takes 6 s."""
+    import many_words
+    import peers
+    import table
+
+    monkeypatch.setattr(table, "in_new_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(many_words, "build", lambda family: sdxl)
+    monkeypatch.setattr(peers, "run", lambda command: (1.0, 700.0))
+    measured = {"diffusers-dti": [(10.0, 6.0, 700.0)] * 2, "another": [(20.0, 6.0, 700.0), (30.0, 6.0, 700.0)]}
+    monkeypatch.setattr(peers, "measure", lambda args: measured if args.model == tmp_path / "sana" else {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run(table, monkeypatch, "sana", "--quick", "--models", tmp_path, "--photos", tmp_path)
+    printed = capsys.readouterr().out
+    rows = dict(line.strip("| ").split(" | ") for line in printed[printed.index("| step, ours") :].splitlines())
+    assert rows["a process, another, CPU ms a step"] == "25.0 [20.0, 30.0], 2.50 times ours"
+    assert rows["full size, on a GPU"] == "not measured" and rows["import, CPU s"] == "1.00"
+    assert 0.2 < float(rows["step, ours / floor, CPU"]) < 5 and float(rows["load 60 in one call, CPU ms a concept"]) > 0
+    with pytest.raises(SystemExit):
+        run(table, monkeypatch, "sana", "--models", "models")
 
 
 def test_programs_that_learned_something_else_are_not_compared(benchmarks, tmp_path):
@@ -130,6 +198,8 @@ SCRIPTS = (
     "benchmarks/many_words.py",
     "benchmarks/steps.py",
     "benchmarks/peers.py",
+    "benchmarks/growth.py",
+    "benchmarks/table.py",
     "worlds/gates.py",
     "worlds/study.py",
 )

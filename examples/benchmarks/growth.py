@@ -1,8 +1,8 @@
 """Measure how the cost of training grows: `python examples/benchmarks/growth.py`.
 
-One thing is changed at a time: photos, batch, vectors, concepts, vocabulary, or resolution. The runs are short, in turns, on one
-thread, with the small pipelines of the other benchmarks. What comes until the first step is done: the photos are encoded, the
-placeholder is put into tokenizer and table, and the step itself.
+One thing is changed at a time: photos, batch, vectors, concepts, vocabulary, or resolution. The runs are short, in turns, on
+one thread, with the small pipelines of the other benchmarks. What comes until the first step is done: the photos are encoded,
+the placeholder is put into tokenizer and table, and the step itself.
 """
 
 import argparse

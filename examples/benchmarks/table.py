@@ -1,8 +1,8 @@
 """Print all of what training and loading cost, in one table: `python examples/benchmarks/table.py`.
 
 Each measurement is one of the other scripts, which say what it is. Times that depend on what the process has done before are
-taken in processes of their own. The rows of full-size models need a GPU, and those of other programs their paths: see `--models`.
-Without them they read "not measured".
+taken in processes of their own. The rows of full-size models need a GPU, and those of other programs their paths: see
+`--models`. Without them they read "not measured".
 """
 
 import argparse
@@ -130,15 +130,15 @@ def main() -> None:
     if args.models and not args.photos:
         parser.error("the other programs need --photos")
     torch.set_num_threads(1)
-    steps, count, repeat = (4, 60, 1) if args.quick else (100, 1000, 3)
+    steps, saves, count, repeat = (2, 2, 60, 1) if args.quick else (100, 8, 1000, 3)
     table: dict[str, Rows] = {}
     for family in args.families:
-        rows = step_rows(Case(family), steps) | in_new_process(run_rows, Case(family), 8)
+        rows = step_rows(Case(family), steps) | in_new_process(run_rows, Case(family), saves)
         rows |= in_new_process(word_rows, family, count)
         rows |= program_rows(family, args) if args.models else {"other programs": "not measured"}
         (full,) = (case for case in FULL_CASES if case.family == family)
         if torch.cuda.is_available():
-            measured = in_new_process(step_rows, full, steps // 4 + 1) | in_new_process(run_rows, full, 8)
+            measured = in_new_process(step_rows, full, steps // 4 + 1) | in_new_process(run_rows, full, saves)
             rows |= {f"full size: {name}": cell for name, cell in measured.items()}
         else:
             rows |= {"full size, on a GPU": "not measured"}
