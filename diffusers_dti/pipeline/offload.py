@@ -74,27 +74,34 @@ def module_hooks(module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[None]:
-    """Turn a pipeline's offloading off within the block, with all models on the device that they compute on.
+def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[bool]:
+    """Turn a pipeline's model or sequential offloading off within the block; yields whether it was on.
 
     Raises:
         ValueError: under group offloading, which cannot be turned off and on again.
     """
-    device = pipe.device
     model_offload, sequential_offload, group_offload = _func_optionally_disable_offloading(pipe)
     if group_offload:
         raise ValueError("Training under group offloading is not supported: build the pipeline without it.")
     # If the pipeline is called within the block, for validation, it would turn model offload on again for these hooks.
     all_hooks, pipe._all_hooks = getattr(pipe, "_all_hooks", []), []
     try:
-        if model_offload or sequential_offload:
-            pipe.to(pipe._offload_device)
-        yield
+        yield model_offload or sequential_offload
     finally:
         pipe._all_hooks = all_hooks
         if model_offload:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
         elif sequential_offload:
             pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
-        elif pipe.device != device:
-            pipe.to(device)
+
+
+@contextmanager
+def moved(models: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """Have models on a device within the block, and afterwards where they were."""
+    with ExitStack() as undo:
+        for model in models:
+            home = model.device
+            if home != device:
+                undo.callback(model.to, home)
+                model.to(device)
+        yield

@@ -11,7 +11,7 @@ from ..concept.concept import Concept
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
-from ..pipeline.offload import offload_disabled
+from ..pipeline.offload import moved, offload_disabled
 from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
 from ..pipeline.word_rows import repeat_rows, token_ids_of, word_rows
 from .config import ResolvedConfig
@@ -28,7 +28,7 @@ def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) ->
     encoders = find_text_encoders(family.pipe)
     initializer = config.initializers_for(placeholder)[0]
     if METHODS[config.method].contextual_start:
-        with frozen(family.pipe):
+        with frozen(family), moved([encoder.model for encoder in encoders.values()], family.device):
             rows = contextual_rows(encoders, initializer, config.num_vectors)
     else:
         rows = word_rows(encoders, initializer, config.num_vectors, config.initializer_context)

@@ -9,6 +9,7 @@ from helpers import differing, encoded, hooks, state, states
 from packaging.version import Version
 
 from diffusers_dti import DTITrainer
+from diffusers_dti.families import find_family
 from diffusers_dti.pipeline.text_encoders import find_text_encoders
 from diffusers_dti.training.frozen import frozen
 
@@ -58,7 +59,7 @@ def test_frozen_gives_everything_back(sdxl):
     sdxl.vae.decoder.requires_grad_(False)
     modes = [m.training for m in sdxl.unet.modules()]
     gradients = [p.requires_grad for p in sdxl.vae.parameters()]
-    with pytest.raises(KeyboardInterrupt), frozen(sdxl):
+    with pytest.raises(KeyboardInterrupt), frozen(find_family(sdxl)):
         assert not any(m.training for m in sdxl.unet.modules())
         assert not any(p.requires_grad for p in sdxl.unet.parameters())
         raise KeyboardInterrupt
