@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ..pipeline.offload import moved
+from ..pipeline.offload import moved, offload_disabled
 from ..pipeline.protocols import Pipeline, Tokenizer
 
 Conditioning = dict[str, Tensor]
@@ -222,11 +222,13 @@ def upcast(module: nn.Module) -> Iterator[None]:
         for name, buffer in owner.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 buffers.append((owner, name, buffer.dtype))
-    nn.Module.to(module, torch.float32)  # diffusers' own `to` would warn
+    with offload_disabled(module):
+        nn.Module.to(module, torch.float32)  # diffusers' own `to` would warn
     try:
         yield
     finally:
-        for p, dtype in parameters:
-            p.data = p.data.to(dtype)
-        for owner, name, dtype in buffers:  # `to` has replaced the buffers themselves, not their data
-            owner._buffers[name] = getattr(owner, name).to(dtype)
+        with offload_disabled(module):
+            for p, dtype in parameters:
+                p.data = p.data.to(dtype)
+            for owner, name, dtype in buffers:  # `to` has replaced the buffers themselves, not their data
+                owner._buffers[name] = getattr(owner, name).to(dtype)

@@ -229,10 +229,9 @@ class DTITrainer:
         adapter: Adapter | None = None
         try:
             inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
-            denoisers = self.family.present_denoisers().values()
             with frozen(self.family):
                 samples = {word: prepare_samples(self.family, c, encoders, word, photos[word]) for word in starts}
-                with at_work(self.family), gradient_checkpointing(denoisers, c.gradient_checkpointing):
+                with at_work(self.family), gradient_checkpointing(self.family, c.gradient_checkpointing):
                     concepts = []
                     for word, own in starts.items():
                         start = choose_start(self.family, c, own, samples[word])

@@ -116,7 +116,7 @@ def test_only_the_vae_leaves_without_offload(sdxl, photos, monkeypatch, fails):
 @pytest.mark.parametrize("fails", [False, True])
 def test_gradient_checkpointing_is_temporary(sdxl, fails):
     try:
-        with gradient_checkpointing([sdxl.unet], True):
+        with gradient_checkpointing(find_family(sdxl), True):
             assert sdxl.unet.is_gradient_checkpointing
             if fails:
                 raise KeyboardInterrupt
@@ -128,9 +128,9 @@ def test_gradient_checkpointing_is_temporary(sdxl, fails):
 def test_gradient_checkpointing_that_was_on_stays_on(sdxl):
     sdxl.unet.enable_gradient_checkpointing()
     for enabled in (True, False):
-        with gradient_checkpointing([sdxl.unet], enabled):
+        with gradient_checkpointing(find_family(sdxl), enabled):
             assert sdxl.unet.is_gradient_checkpointing
         assert sdxl.unet.is_gradient_checkpointing
     sdxl.unet.disable_gradient_checkpointing()
-    with gradient_checkpointing([sdxl.unet], False):
+    with gradient_checkpointing(find_family(sdxl), False):
         assert not sdxl.unet.is_gradient_checkpointing
