@@ -1,6 +1,6 @@
 """The pipeline while it is trained, and exactly as before afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..families.base import Family
 from ..pipeline.offload import moved, pipeline_offload_disabled
 from ..pipeline.text_encoders import find_text_encoders
+from .config import DTIConfig
 from .saved_weights import moves_weights, weights_in_place, weights_read_again
 
 
@@ -61,22 +62,36 @@ def passed_by_gradients(family: Family) -> list[nn.Module]:
 
 
 @contextmanager
-def gradient_checkpointing(family: Family, enabled: bool) -> Iterator[None]:
-    """Run denoisers with gradient checkpointing if `enabled`: less memory for more time."""
-
-    def checkpointed(module: nn.Module, *args: Any) -> Any:
-        contexts = nullcontext(), weights_in_place(module, family.device)
-        return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: contexts)
-
+def gradient_checkpointing(family: Family, config: DTIConfig) -> Iterator[None]:
+    """Run denoisers with gradient checkpointing if the settings say so: less memory for more time."""
     with ExitStack() as undo:
         for model in family.present_denoisers().values():
-            was_on = model.is_gradient_checkpointing
-            if was_on and moves_weights(model):  # by a function that does not know of it
+            was_on, moving = model.is_gradient_checkpointing, moves_weights(model)
+            if was_on and moving:  # by a function that does not know of it
                 functions = (getattr(m, "_gradient_checkpointing_func", None) for m in model.modules())
                 undo.callback(model.enable_gradient_checkpointing, next(filter(None, functions)))
-            elif enabled and not was_on:
+            elif config.gradient_checkpointing and not was_on:
                 undo.callback(model.disable_gradient_checkpointing)
             else:
                 continue
-            model.enable_gradient_checkpointing(checkpointed if moves_weights(model) else None)
+            device = family.device if moving else None
+            model.enable_gradient_checkpointing(_checkpointing(config.gradient_checkpointing_interval, device))
         yield
+
+
+def _checkpointing(interval: int, device: torch.device | None) -> Callable[..., Any]:
+    """Return a function that runs a part of a denoiser, and runs it again for the backward pass.
+
+    Args:
+        interval: do this to every so many of the parts only, and just run the others.
+        device: the device of weights that move.
+    """
+    numbers: dict[nn.Module, int] = {}
+
+    def run(module: nn.Module, *args: Any) -> Any:
+        if numbers.setdefault(module, len(numbers)) % interval:
+            return module(*args)
+        contexts = nullcontext(), nullcontext() if device is None else weights_in_place(module, device)
+        return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: contexts)
+
+    return run

@@ -41,6 +41,13 @@ def _check(component: str, model: nn.Module) -> None:
             f"The weights of {component} were made under `torch.inference_mode()`, and gradients cannot pass them: load the "
             "pipeline outside of it."
         )
+    processors = [getattr(module, "processor", None) for module in model.modules()]
+    backends = {str(getattr(processor, "_attention_backend", "")).lower() for processor in processors}
+    if any("sage" in backend for backend in backends):
+        raise ValueError(
+            f"The attention of {component} is SageAttention, which has no backward pass: call "
+            f"`pipe.{component}.reset_attention_backend()` to train."
+        )
     config = group_offload(model)
     if config is not None and config.offload_to_disk_path is not None:
         raise ValueError(

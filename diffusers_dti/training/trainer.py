@@ -231,7 +231,7 @@ class DTITrainer:
             inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
             with frozen(self.family):
                 samples = {word: prepare_samples(self.family, c, encoders, word, photos[word]) for word in starts}
-                with at_work(self.family), gradient_checkpointing(self.family, c.gradient_checkpointing):
+                with at_work(self.family), gradient_checkpointing(self.family, c):
                     concepts = []
                     for word, own in starts.items():
                         start = choose_start(self.family, c, own, samples[word])

@@ -5,9 +5,10 @@ import pytest
 import torch
 import transformers
 from helpers import hooks
+from tiny_pipelines import fresh_copy
 from torch.nn import Module
 
-from diffusers_dti import DTITrainer
+from diffusers_dti import DTIConfig, DTITrainer
 from diffusers_dti.families import find_family
 from diffusers_dti.training.frozen import frozen, gradient_checkpointing
 
@@ -116,7 +117,7 @@ def test_only_the_vae_leaves_without_offload(sdxl, photos, monkeypatch, fails):
 @pytest.mark.parametrize("fails", [False, True])
 def test_gradient_checkpointing_is_temporary(sdxl, fails):
     try:
-        with gradient_checkpointing(find_family(sdxl), True):
+        with gradient_checkpointing(find_family(sdxl), DTIConfig(gradient_checkpointing=True)):
             assert sdxl.unet.is_gradient_checkpointing
             if fails:
                 raise KeyboardInterrupt
@@ -128,9 +129,23 @@ def test_gradient_checkpointing_is_temporary(sdxl, fails):
 def test_gradient_checkpointing_that_was_on_stays_on(sdxl):
     sdxl.unet.enable_gradient_checkpointing()
     for enabled in (True, False):
-        with gradient_checkpointing(find_family(sdxl), enabled):
+        with gradient_checkpointing(find_family(sdxl), DTIConfig(gradient_checkpointing=enabled)):
             assert sdxl.unet.is_gradient_checkpointing
         assert sdxl.unet.is_gradient_checkpointing
     sdxl.unet.disable_gradient_checkpointing()
-    with gradient_checkpointing(find_family(sdxl), False):
+    with gradient_checkpointing(find_family(sdxl), DTIConfig()):
         assert not sdxl.unet.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("interval", [1, 2, 5])
+def test_gradient_checkpointing_of_every_nth_part(wan, photos, monkeypatch, interval):
+    """Those parts run twice, and what is learned is the same."""
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
+    settings |= {"gradient_accumulation_steps": 1, "heldout_loss_steps": 0}
+    expected = DTITrainer(fresh_copy(wan), **settings).fit(photos)
+    runs = []
+    for number, block in enumerate(wan.transformer.blocks):
+        block.register_forward_pre_hook(lambda module, args, number=number: runs.append(number))
+    made = DTITrainer(wan, **settings, gradient_checkpointing=True, gradient_checkpointing_interval=interval).fit(photos)
+    assert torch.equal(made.embeddings["text_encoder"], expected.embeddings["text_encoder"])
+    assert runs == ([0, 1, 1, 0] if interval == 1 else [0, 1, 0])

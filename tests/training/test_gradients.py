@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
+from diffusers.models.attention_dispatch import AttentionBackendName
 from helpers import differing, states
 from tiny_pipelines import fresh_copy
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffusers_dti import DTITrainer
 
@@ -89,3 +91,36 @@ def test_a_table_stored_in_float8_is_refused(sd, photos):
     ):
         DTITrainer(sd, **SETTINGS).fit(photos)
     assert not differing(states(sd), before)
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash"])
+def test_attention_backends(wan, photos, backend):
+    expected = DTITrainer(fresh_copy(wan), **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
+    wan.transformer.set_attention_backend(backend)
+    made = DTITrainer(wan, **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert wan.transformer.blocks[0].attn1.processor._attention_backend == backend
+
+
+def test_attention_without_a_backward_pass_is_refused(wan, photos):
+    for module in wan.transformer.modules():
+        if hasattr(module, "processor"):
+            module.processor._attention_backend = AttentionBackendName.SAGE  # diffusers' setter needs the package
+    with pytest.raises(ValueError, match=r"^The attention of transformer is SageAttention.*pipe.transformer.reset_attention"):
+        DTITrainer(wan, **SETTINGS | {"resolution": 32}).fit(photos)
+
+
+def test_blocks_compiled_by_region(wan, photos):
+    """By diffusers' `compile_repeated_blocks`, forward and backward, one block with checkpointing and one without."""
+    settings = SETTINGS | {"resolution": 32, "train_batch_size": 1, "gradient_accumulation_steps": 1, "heldout_loss_steps": 0}
+    expected = DTITrainer(fresh_copy(wan), **settings).fit(photos).embeddings["text_encoder"]
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    wan.transformer.compile_repeated_blocks(backend=graphs, fullgraph=True)
+    made = (
+        DTITrainer(wan, **settings, gradient_checkpointing=True, gradient_checkpointing_interval=2)
+        .fit(photos)
+        .embeddings["text_encoder"]
+    )
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert graphs.frame_count == 2  # the first block's input needs no gradient; a second step compiles nothing
