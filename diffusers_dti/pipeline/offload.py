@@ -5,7 +5,7 @@ This is the only file that uses diffusers' private offloading functions.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_
 from diffusers.hooks.group_offloading import (
     GroupOffloadingConfig,
     GroupOffloadingHook,
+    GroupOffloadingType,
     _get_top_level_group_offload_hook,
     _maybe_remove_and_reapply_group_offloading,
 )
@@ -128,6 +129,31 @@ def compute_device(model: Any) -> torch.device:
     """Return the device that a model computes on, also where group offloading keeps its weights elsewhere."""
     config = group_offload(model)
     return model.device if config is None else config.onload_device
+
+
+@contextmanager
+def group_offload_by_leaf(model: nn.Module) -> Iterator[None]:
+    """Offload a model layer by layer within the block, if it is offloaded by groups at all.
+
+    The layers of transformers' models are not at the top, where diffusers looks for blocks: by blocks, the model would be
+    loaded as a whole, and only if it is called as a whole.
+    """
+    hook = _get_top_level_group_offload_hook(model)
+    if hook is None or hook.config.offload_type == GroupOffloadingType.LEAF_LEVEL:
+        yield
+        return
+    before = hook.config
+    try:
+        _offload_by_groups(model, replace(before, offload_type=GroupOffloadingType.LEAF_LEVEL))
+        yield
+    finally:
+        _offload_by_groups(model, before)
+
+
+def _offload_by_groups(model: nn.Module, config: GroupOffloadingConfig) -> None:
+    """Change how a model is offloaded by groups."""
+    _get_top_level_group_offload_hook(model).config = config  # where diffusers reads it
+    _maybe_remove_and_reapply_group_offloading(model)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..families.base import Family
-from ..pipeline.offload import moved, pipeline_offload_disabled
+from ..pipeline.offload import group_offload_by_leaf, moved, pipeline_offload_disabled
 from ..pipeline.text_encoders import find_text_encoders
 from .config import DTIConfig
 from .saved_weights import moves_weights, weights_in_place, weights_read_again
@@ -22,8 +22,6 @@ def frozen(family: Family) -> Iterator[None]:
     Eval mode also keeps the encoders' dropout off (the authors' `.train()` turns UMT5's on). On the device is only what
     gradients pass, or with the pipeline offloaded nothing: see `at_work`, and `Family.encode_images` for the VAE.
     """
-    for name in ("device", "dtypes"):  # the pipeline may be elsewhere by now, or in another dtype
-        vars(family).pop(name, None)
     assert family.device  # read before the hooks that know it are gone
     modules = [m for m in family.pipe.components.values() if isinstance(m, nn.Module)]
     kept = {id(m) for m in passed_by_gradients(family)}
@@ -31,6 +29,8 @@ def frozen(family: Family) -> Iterator[None]:
         offloaded = stack.enter_context(pipeline_offload_disabled(family.pipe))
         idle = [m for m in modules if offloaded or id(m) not in kept]
         stack.enter_context(moved(idle, torch.device("cpu")))
+        for encoder in find_text_encoders(family.pipe).values():
+            stack.enter_context(group_offload_by_leaf(encoder.model))
         undo = ExitStack()  # goes on with the others if one is interrupted
         for module in modules:
             for m in module.modules():

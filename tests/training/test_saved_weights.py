@@ -8,6 +8,7 @@ import torch
 from diffusers.hooks import group_offloading
 from helpers import differing, states
 from packaging.version import Version
+from tiny_modern import PIPELINES as MODERN
 from tiny_pipelines import fresh_copy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     Version(diffusers.__version__) < Version("0.38"), reason="diffusers needs an accelerator for group offloading"
 )
 CPU = torch.device("cpu")
+TRAINED = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 SETTINGS = {
     "placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 2, "train_batch_size": 1,
     "gradient_accumulation_steps": 1, "heldout_loss_steps": 0,
@@ -41,7 +43,7 @@ class Device(TorchDispatchMode):
     def __init__(self, pipe, monkeypatch):
         super().__init__()
         self.misplaced, self.peak, self.copies, self.home = [], 0, [], {}
-        trained = [pipe.components.get(n) for n in ("unet", "transformer", "text_encoder", "text_encoder_2")]
+        trained = [pipe.components.get(n) for n in TRAINED]
         self.weights = [p for model in trained if model is not None for p in model.parameters()]
         self.total = sum(p.nbytes for p in self.weights)
         monkeypatch.setattr(group_offloading.ModuleGroup, "_onload_from_memory", lambda group: self.move(group, True))
@@ -79,7 +81,7 @@ def offload(pipe, **kind):
 def offload_hooks(pipe):
     """Return diffusers' hooks on each module, comparable."""
     found = []
-    for component in ("unet", "transformer", "text_encoder", "text_encoder_2"):
+    for component in TRAINED:
         model = pipe.components.get(component)
         for name, module in [] if model is None else model.named_modules():
             for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
@@ -91,11 +93,12 @@ def offload_hooks(pipe):
     ("family", "kind", "checkpointing"),
     [
         ("sd", "leaf", False), ("sd", "block", True), ("sana", "block", False), ("sana", "leaf", True), ("wan", "leaf", False),
-        ("wan", "two blocks", True),
+        ("wan", "two blocks", True), ("qwen_image", "block", True), ("z_image", "leaf", False), ("flux", "leaf", True),
+        ("sd3", "block", False),
     ],
 )  # fmt: skip
-def test_the_same_rows_with_the_weights_at_home(family, kind, checkpointing, request, photos, monkeypatch):
-    pipe = request.getfixturevalue(family)
+def test_the_same_rows_with_the_weights_at_home(family, kind, checkpointing, request, modern, photos, monkeypatch):
+    pipe = fresh_copy(modern(family)) if family in MODERN else request.getfixturevalue(family)
     settings = SETTINGS | {"gradient_checkpointing": checkpointing}
     expected = DTITrainer(fresh_copy(pipe), **settings).fit(photos)
     device = Device(pipe, monkeypatch)
@@ -110,9 +113,11 @@ def test_the_same_rows_with_the_weights_at_home(family, kind, checkpointing, req
             device.__exit__(None, None, None)
 
     made = DTITrainer(pipe, **settings).fit(photos, callback_on_step_end=watch)
-    assert torch.equal(made.embeddings["text_encoder"], expected.embeddings["text_encoder"])
+    for component, rows in expected.embeddings.items():
+        assert torch.equal(made.embeddings[component], rows)
     assert device.misplaced == []
-    assert 0 < device.peak < (0.35 if kind == "leaf" else 0.8) * device.total, device.peak / device.total
+    largest = max(p.nbytes for p in device.weights)  # Z-Image's first layer for the time, which is not small here
+    assert 0 < device.peak < max(1.1 * largest, (0.35 if kind == "leaf" else 0.8) * device.total)
     assert offload_hooks(pipe) == before and not device.home
 
 
