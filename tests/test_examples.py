@@ -187,6 +187,20 @@ def test_programs_that_learned_something_else_are_not_compared(benchmarks, tmp_p
         peers.run(["-c", "raise SystemExit('no such thing')"])
 
 
+@pytest.mark.parametrize(("interval", "expected"), [(None, 256), (1, 384), (2, 384), (3, 384)])
+def test_the_memory_that_checkpoints_take(interval, expected, benchmarks):
+    """Two parts that each save the input of their SiLU, 128 bytes. Their own inputs take as much."""
+    import memory
+
+    layers = torch.nn.Linear(8, 8), torch.nn.SiLU(), torch.nn.Linear(8, 8)
+    parts = [torch.nn.Sequential(*layers).requires_grad_(False) for _ in range(2)]
+    saved = memory.Saved({id(p) for part in parts for p in part.parameters()})
+    states = torch.ones(4, 8, requires_grad=True)
+    for part in parts:
+        states = saved.run(part, states)
+    assert saved.bytes(interval) == expected
+
+
 SCRIPTS = (
     "quickstart.py",
     "protocol.py",
@@ -200,6 +214,7 @@ SCRIPTS = (
     "benchmarks/peers.py",
     "benchmarks/growth.py",
     "benchmarks/table.py",
+    "benchmarks/memory.py",
     "worlds/gates.py",
     "worlds/study.py",
 )

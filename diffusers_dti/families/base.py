@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from ..pipeline.offload import moved, offload_disabled
 from ..pipeline.protocols import Pipeline, Tokenizer
 
 Conditioning = dict[str, Tensor]
@@ -102,9 +103,9 @@ class Family(ABC):
     def encode_images(self, crops: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Encode crops, (3, h, w) in [-1, 1], one by one in float32, as `encode_image` does."""
         vae, encoded = self.pipe.vae, []
-        with upcast(vae):
+        with moved([vae], self.device), upcast(vae):
             for pixels in crops:
-                mean, std = self.encode_image(pixels[None].to(vae.device))
+                mean, std = self.encode_image(pixels[None].to(self.device))
                 encoded.append((mean.cpu(), std.cpu()))
         return encoded
 
@@ -196,8 +197,13 @@ class Family(ABC):
         return {n: components[n] for n in self.denoisers if components.get(n) is not None}
 
     @functools.cached_property
+    def device(self) -> torch.device:
+        """The device that the pipeline computes on. It is read once, because diffusers walks through all modules for it."""
+        return self.pipe._execution_device
+
+    @functools.cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """The dtype that each denoiser computes in. It is read once, because diffusers walks through all modules for it."""
+        """The dtype that each denoiser computes in, read once as well."""
         return {name: denoiser.dtype for name, denoiser in self.present_denoisers().items()}
 
 
@@ -216,11 +222,13 @@ def upcast(module: nn.Module) -> Iterator[None]:
         for name, buffer in owner.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 buffers.append((owner, name, buffer.dtype))
-    nn.Module.to(module, torch.float32)  # diffusers' own `to` would warn
+    with offload_disabled(module):
+        nn.Module.to(module, torch.float32)  # diffusers' own `to` would warn
     try:
         yield
     finally:
-        for p, dtype in parameters:
-            p.data = p.data.to(dtype)
-        for owner, name, dtype in buffers:  # `to` has replaced the buffers themselves, not their data
-            owner._buffers[name] = getattr(owner, name).to(dtype)
+        with offload_disabled(module):
+            for p, dtype in parameters:
+                p.data = p.data.to(dtype)
+            for owner, name, dtype in buffers:  # `to` has replaced the buffers themselves, not their data
+                owner._buffers[name] = getattr(owner, name).to(dtype)

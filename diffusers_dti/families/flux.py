@@ -36,9 +36,9 @@ class Flux(KLFlowFamily):
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return T5's last states, (n, 512, 4096), and CLIP's pooled state, (n, 768), which is all that is used of CLIP."""
         clip, t5 = self.pipe.text_encoder, self.pipe.text_encoder_2
-        pooled = clip(self.padded_ids(self.pipe.tokenizer, prompts).to(clip.device, non_blocking=True)).pooler_output
+        pooled = clip(self.padded_ids(self.pipe.tokenizer, prompts).to(self.device, non_blocking=True)).pooler_output
         ids = self.padded_ids(self.pipe.tokenizer_2, prompts, self.text_length)
-        return {"context": t5(ids.to(t5.device, non_blocking=True)).last_hidden_state, "pooled": pooled}
+        return {"context": t5(ids.to(self.device, non_blocking=True)).last_hidden_state, "pooled": pooled}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
         pipe, dtype, context = self.pipe, self.dtypes["transformer"], conditioning["context"]

@@ -79,7 +79,7 @@ class StableDiffusionXL(UNetFamily):
         """Return the penultimate states of both encoders, (n, 77, 2048), and the second's projected pooled state, (n, 1280)."""
         pipe, states = self.pipe, []
         for tokenizer, encoder in [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]:
-            ids = self.padded_ids(tokenizer, prompts).to(encoder.device, non_blocking=True)
+            ids = self.padded_ids(tokenizer, prompts).to(self.device, non_blocking=True)
             out = encoder(ids, output_hidden_states=True)
             states.append(out.hidden_states[-2])
         return {"context": torch.cat(states, -1), "pooled": out.text_embeds}
@@ -119,9 +119,8 @@ class StableDiffusion(UNetFamily):
 
     def encode_prompts(self, prompts: Sequence[str], zero_pads: Sequence[int]) -> Conditioning:
         """Return the encoder's last states after its final norm, (n, 77, 768 or 1024)."""
-        encoder = self.pipe.text_encoder
-        ids = self.padded_ids(self.pipe.tokenizer, prompts).to(encoder.device, non_blocking=True)
-        return {"context": encoder(ids).last_hidden_state}
+        ids = self.padded_ids(self.pipe.tokenizer, prompts).to(self.device, non_blocking=True)
+        return {"context": self.pipe.text_encoder(ids).last_hidden_state}
 
     def predict(self, batch: Batch, conditioning: Conditioning) -> Tensor:
         noisy = self.noisy_latents(batch)

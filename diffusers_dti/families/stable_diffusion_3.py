@@ -32,7 +32,7 @@ class StableDiffusion3(KLFlowFamily):
         """Return the CLIPs' penultimate states beside each other, then T5's, (n, 77 + 256, 4096), and both pooled states."""
         pipe, states, pooled = self.pipe, [], []
         for tokenizer, encoder in [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]:
-            ids = self.padded_ids(tokenizer, prompts).to(encoder.device, non_blocking=True)
+            ids = self.padded_ids(tokenizer, prompts).to(self.device, non_blocking=True)
             out = encoder(ids, output_hidden_states=True)
             states.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
@@ -42,7 +42,7 @@ class StableDiffusion3(KLFlowFamily):
             t5 = clip.new_zeros(len(prompts), self.text_length, width)
         else:
             ids = self.padded_ids(pipe.tokenizer_3, prompts, self.text_length)
-            t5 = pipe.text_encoder_3(ids.to(pipe.text_encoder_3.device, non_blocking=True)).last_hidden_state
+            t5 = pipe.text_encoder_3(ids.to(self.device, non_blocking=True)).last_hidden_state
         context = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], 1)
         return {"context": context, "pooled": torch.cat(pooled, -1)}
 

@@ -57,7 +57,7 @@ class TemplatedEncoder:
         known = len(self._prefix)
         if known < SHORTEST_PREFIX or not (ids[:, :known] == torch.tensor(self._prefix)).all():
             known = 0
-        device, n = self.model.device, len(ids)
+        device, n = self.family.device, len(ids)
         cache = None
         if known:
             cache = DynamicCache()  # a new one, since the model adds the prompts to it
@@ -92,7 +92,7 @@ class TemplatedEncoder:
     def _encoded_prefix(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The states of `_prefix`, (1, tokens, layers x d), and its keys and values in each layer of the model."""
         with torch.no_grad():
-            ids = torch.tensor([self._prefix], device=self.model.device)
+            ids = torch.tensor([self._prefix], device=self.family.device)
             out = self.model(input_ids=ids, use_cache=True, output_hidden_states=True)
         states = torch.cat([out.hidden_states[layer] for layer in self.layers], -1)
         return states, [(layer.keys, layer.values) for layer in out.past_key_values.layers]

@@ -34,7 +34,7 @@ def encoder_inputs(
     """
     tokens = [family.token_ids(tokenizer, prompt, length - max(zero_pads)) for prompt in prompts]
     lengths = [len(ids) + zeros for ids, zeros in zip(tokens, zero_pads, strict=True)]
-    device = encoder.device
+    device = family.device
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(device, non_blocking=True)
     padded = pad_sequence(tokens, batch_first=True).to(device, non_blocking=True)  # with 0: any id will do behind the mask
     if not any(zero_pads):

@@ -5,12 +5,20 @@ This is the only file that uses diffusers' private offloading functions.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.group_offloading import (
+    GroupOffloadingConfig,
+    GroupOffloadingHook,
+    GroupOffloadingType,
+    _get_top_level_group_offload_hook,
+    _maybe_remove_and_reapply_group_offloading,
+)
+from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
@@ -74,27 +82,109 @@ def module_hooks(module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[None]:
-    """Turn a pipeline's offloading off within the block, with all models on the device that they compute on.
+def pipeline_offload_disabled(pipe: Pipeline) -> Iterator[bool]:
+    """Turn a pipeline's model or sequential offloading off within the block; yields whether it was on.
 
-    Raises:
-        ValueError: under group offloading, which cannot be turned off and on again.
+    Group offloading stays on. If the block fails, perhaps amid a forward pass, all of its weights are put back.
     """
-    device = pipe.device
-    model_offload, sequential_offload, group_offload = _func_optionally_disable_offloading(pipe)
-    if group_offload:
-        raise ValueError("Training under group offloading is not supported: build the pipeline without it.")
+    model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
     # If the pipeline is called within the block, for validation, it would turn model offload on again for these hooks.
     all_hooks, pipe._all_hooks = getattr(pipe, "_all_hooks", []), []
     try:
-        if model_offload or sequential_offload:
-            pipe.to(pipe._offload_device)
-        yield
+        yield model_offload or sequential_offload
+    except BaseException:
+        for model in pipe.components.values():
+            if isinstance(model, nn.Module):
+                _maybe_remove_and_reapply_group_offloading(model)
+                for module, hook in layerwise_casting(model):
+                    hook.initialize_hook(module)
+        raise
     finally:
         pipe._all_hooks = all_hooks
         if model_offload:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
         elif sequential_offload:
             pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
-        elif pipe.device != device:
-            pipe.to(device)
+
+
+@contextmanager
+def moved(models: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """Have models on a device within the block, and afterwards where they were. Group offloading moves its models itself."""
+    with ExitStack() as undo:
+        for model in models:
+            home = model.device
+            if home != device and group_offload(model) is None:
+                undo.callback(model.to, home)
+                model.to(device)
+        yield
+
+
+def group_offload(model: nn.Module) -> GroupOffloadingConfig | None:
+    """Return how diffusers offloads a model by groups of its layers, or None if it does not."""
+    hook = _get_top_level_group_offload_hook(model)
+    return None if hook is None else hook.config
+
+
+def compute_device(model: Any) -> torch.device:
+    """Return the device that a model computes on, also where group offloading keeps its weights elsewhere."""
+    config = group_offload(model)
+    return model.device if config is None else config.onload_device
+
+
+@contextmanager
+def group_offload_by_leaf(model: nn.Module) -> Iterator[None]:
+    """Offload a model layer by layer within the block, if it is offloaded by groups at all.
+
+    The layers of transformers' models are not at the top, where diffusers looks for blocks: by blocks, the model would be
+    loaded as a whole, and only if it is called as a whole.
+    """
+    hook = _get_top_level_group_offload_hook(model)
+    if hook is None or hook.config.offload_type == GroupOffloadingType.LEAF_LEVEL:
+        yield
+        return
+    before = hook.config
+    try:
+        _offload_by_groups(model, replace(before, offload_type=GroupOffloadingType.LEAF_LEVEL))
+        yield
+    finally:
+        _offload_by_groups(model, before)
+
+
+def _offload_by_groups(model: nn.Module, config: GroupOffloadingConfig) -> None:
+    """Change how a model is offloaded by groups."""
+    _get_top_level_group_offload_hook(model).config = config  # where diffusers reads it
+    _maybe_remove_and_reapply_group_offloading(model)
+
+
+@contextmanager
+def offload_suspended(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep group offloading and layerwise casting from moving the weights of a part of a model, within the block."""
+    with ExitStack() as undo:
+        for part in module.modules():
+            for hook in _diffusers_hooks(part, GroupOffloadingHook):
+                undo.callback(setattr, hook, "group", hook.group)
+                hook.group = _NoGroup(device)
+            for hook in _diffusers_hooks(part, LayerwiseCastingHook):
+                undo.callback(setattr, hook, "storage_dtype", hook.storage_dtype)
+                hook.storage_dtype = hook.compute_dtype
+        yield
+
+
+@dataclass(frozen=True)
+class _NoGroup:
+    """What a hook of group offloading reads of its group. No module is its leader, so that nothing is moved but the inputs."""
+
+    onload_device: torch.device
+    onload_leader: str = ""
+    offload_leader: str = ""
+    non_blocking: bool = False
+
+
+def layerwise_casting(model: nn.Module) -> list[tuple[nn.Module, LayerwiseCastingHook]]:
+    """Return the layers of a model that store their weights in another dtype than they compute in, with diffusers' hooks."""
+    return [(module, hook) for module in model.modules() for hook in _diffusers_hooks(module, LayerwiseCastingHook)]
+
+
+def _diffusers_hooks(module: nn.Module, kind: type) -> list[Any]:
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    return [] if registry is None else [hook for hook in registry.hooks.values() if isinstance(hook, kind)]

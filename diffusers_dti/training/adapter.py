@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_file
 from ..families.base import Family
+from ..pipeline.offload import group_offload
 from ..pipeline.protocols import Pipeline
 from .defaults import AdapterKind
 
@@ -42,6 +43,11 @@ def check_adapter(family: Family) -> None:
     model = getattr(pipe, component)
     if not hasattr(model, "add_adapter") or not hasattr(pipe, "save_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA: an adapter cannot be trained in it.")
+    if group_offload(model) is not None:
+        raise ValueError(
+            f"The {component} is offloaded by groups, and an adapter is trained on the device: offload all but it, by "
+            f'`enable_group_offload(..., exclude_modules="{component}")`.'
+        )
     loaded = list(getattr(model, "peft_config", {}))
     if loaded:
         raise ValueError(

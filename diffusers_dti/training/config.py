@@ -87,7 +87,6 @@ class DTIConfig(OptimizationSettings, TokenSettings):
         "put up to 15 tokens of zero embedding before each prompt, so that the concept works at any position; only for "
         "families that encode prompts at their real length, by default as their authors did",
     )
-    gradient_checkpointing: bool = setting(False, "use less memory in the denoiser, at the cost of speed", affects_result=False)
     mixed_precision: MixedPrecision | None = setting(
         None, '"bf16" to run float32 models under autocast; by default models run in their own dtype',
         choices=get_args(MixedPrecision),

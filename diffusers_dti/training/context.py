@@ -81,7 +81,7 @@ class ContextLoss:
         with torch.no_grad(), ExitStack() as stack:
             for component, encoder in self.encoders.items():
                 noun = TrainableRows(encoder.token_ids(word), rows[component], torch.ones(count))
-                stack.enter_context(noun.to(encoder.model.device).swapped_in(encoder))
+                stack.enter_context(noun.to(family.device).swapped_in(encoder))
             self.references = [self._context_states([number])[0] for number in range(len(self.prompts))]
 
     def __call__(self, first: int, size: int) -> Tensor:

@@ -21,7 +21,7 @@ def heldout_loss(family: Family, samples: TrainingSamples, batch_size: int) -> T
         samples: the samples of the concept.
         batch_size: the number of samples in a forward pass.
     """
-    total = torch.zeros((), device=family.pipe.device)
-    for batch in samples.heldout_batches(HELDOUT_SAMPLES, batch_size, family.pipe.device):
+    total = torch.zeros((), device=family.device)
+    for batch in samples.heldout_batches(HELDOUT_SAMPLES, batch_size, family.device):
         total += len(batch.prompts) * family.loss(batch, family.encode_prompts(batch.prompts, batch.zero_pads))
     return total / HELDOUT_SAMPLES

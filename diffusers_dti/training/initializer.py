@@ -11,7 +11,7 @@ from ..concept.concept import Concept
 from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..families.base import Family
-from ..pipeline.offload import offload_disabled
+from ..pipeline.offload import compute_device, moved, offload_disabled
 from ..pipeline.text_encoders import TextEncoder, find_text_encoders, rescale
 from ..pipeline.word_rows import repeat_rows, token_ids_of, word_rows
 from .config import ResolvedConfig
@@ -28,7 +28,7 @@ def initial_concept(family: Family, config: ResolvedConfig, placeholder: str) ->
     encoders = find_text_encoders(family.pipe)
     initializer = config.initializers_for(placeholder)[0]
     if METHODS[config.method].contextual_start:
-        with frozen(family.pipe):
+        with frozen(family), moved([encoder.model for encoder in encoders.values()], family.device):
             rows = contextual_rows(encoders, initializer, config.num_vectors)
     else:
         rows = word_rows(encoders, initializer, config.num_vectors, config.initializer_context)
@@ -65,7 +65,7 @@ def contextual_rows(
     rows = {}
     for component, encoder in encoders.items():
         own = token_ids_of(encoder, initializer, in_context=False)  # the text that the encoder is given
-        tokens = encoder.tokenizer(initializer, return_tensors="pt").to(encoder.model.device)
+        tokens = encoder.tokenizer(initializer, return_tensors="pt").to(compute_device(encoder.model))
         ids = tokens.input_ids[0].tolist()
         first = next(i for i in range(len(ids)) if ids[i : i + len(own)] == own)  # behind <bos>, if there is one
         out = encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)

@@ -86,7 +86,7 @@ class Loop:
         self.prompts = self._validation_prompts()
         self.inversions: dict[str, DirectionalInversion] = {}
         self.log = TrainingLog(config, ", ".join(self.words), self.step, concepts[0].initial.metadata["training"])
-        self._losses = torch.zeros(len(concepts), device=self.pipe.device)  # summed since the last log entry
+        self._losses = torch.zeros(len(concepts), device=family.device)  # summed since the last log entry
         self._steps_summed = 0
         self._first_step = self._checked_step = self.step
         self._skipped = self._skipped_by_all_and_worst()[1]

@@ -71,3 +71,10 @@ class OptimizationSettings:
     )
     train_batch_size: int | None = setting(None, "the number of samples in a batch, in each process", at_least=1)
     gradient_accumulation_steps: int | None = setting(None, "the number of batches in a step", at_least=1)
+    gradient_checkpointing: bool = setting(False, "use less memory in the denoiser, at the cost of speed", affects_result=False)
+    gradient_checkpointing_interval: int = setting(
+        1,
+        "with `gradient_checkpointing`, save memory in every N-th block only: 2 takes half of the additional time",
+        at_least=1,
+        affects_result=False,
+    )

@@ -19,7 +19,7 @@ from . import checkpoint
 from .config import ResolvedConfig
 from .crops import Crop, make_crops
 from .distributed import processes
-from .frozen import frozen
+from .frozen import at_work, frozen
 from .samples import TrainingSamples, encode_crops
 from .seeds import seeded_generator
 from .token_settings import AUTO, Initializers
@@ -90,10 +90,11 @@ def propose_initializers(
             'The text encoders\' vocabulary has no words for initializer_token="auto": give a word for what the photos show.'
         )
     totals, done = torch.zeros(len(words), dtype=torch.float64), 0
-    with frozen(family.pipe):
+    with frozen(family):
         draws = _make_draws(family, config, photos)
         for count in ROUNDS:
-            totals += _summed_losses(family, config, draws[done:count], words)
+            with at_work(family):
+                totals += _summed_losses(family, config, draws[done:count], words)
             best = totals.argsort(stable=True)  # NaN comes last
             if count < len(draws):
                 best = best[: max(FINALISTS, len(words) // 4)]
@@ -147,7 +148,7 @@ def _make_draws(family: Family, config: ResolvedConfig, photos: Sequence[Photo])
     samples = TrainingSamples(crops, posteriors, [PROMPT], [None] * len(photos), "", num_timesteps, seed)
     draws = []
     for number, level in enumerate(LEVELS):
-        draw = samples.batch(number, 1, family.pipe.device)
+        draw = samples.batch(number, 1, family.device)
         timestep = int((level + 0.5) / len(LEVELS) * num_timesteps)
         draws.append(replace(draw, timesteps=torch.full_like(draw.timesteps, timestep)))
     return draws
@@ -158,7 +159,7 @@ def _summed_losses(family: Family, config: ResolvedConfig, draws: Sequence[Batch
     """Return the sum of each word's losses over draws, (n,) float64 on the CPU."""
     # Training keeps the activations of all layers for the backward pass. Without it, twice its batch needs less memory.
     size = 2 * config.train_batch_size
-    device_type, bf16 = family.pipe.device.type, config.mixed_precision == "bf16"
+    device_type, bf16 = family.device.type, config.mixed_precision == "bf16"
     sums = []
     starts, main = range(0, len(words), size), processes().is_main_process
     for start in logging.tqdm(starts, desc=f"Ranking {len(words)} initializers", leave=False, disable=not main):

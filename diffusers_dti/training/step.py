@@ -36,7 +36,7 @@ class Stepper:
 
     def __init__(self, family: Family, config: ResolvedConfig, concepts: Sequence[TrainableConcept], adapter: Adapter | None):
         self.family, self.config = family, config
-        self.device = family.pipe.device  # once: the property walks through all modules, a quarter of a small model's step
+        self.device = family.device
         self.concepts, self.adapter = concepts, adapter
         self.context_losses: dict[str, ContextLoss] = {}
         if config.context_lambda:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import mse_loss, normalize
 
 from ..concept.inversion import DirectionalInversion
+from ..pipeline.offload import compute_device
 from ..pipeline.text_encoders import TextEncoder
 from ..sphere import angle
 from .samples import TrainingSamples
@@ -42,7 +42,6 @@ class TrainableRows(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros(len(ids), 1)) if train_magnitude else None
         self.register_buffer("initial_scale", scale[:, None].clone())
         self.register_buffer("ids", torch.tensor(ids))
-        self._inside = False
 
     @property
     def scale(self) -> Tensor:
@@ -64,18 +63,18 @@ class TrainableRows(nn.Module):
                 handle.remove()
 
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._inside:  # `functional_call` below runs this hook as well
-            return None
         assert isinstance(module, nn.Embedding)
-        hit = args[0][..., None] == self.ids
-        # Through the module itself, since Gemma's multiplies what it looks up by √d. Without its padding index, because torch
-        # drops the gradient of that row, which would be one of ours.
-        padding, module.padding_idx, self._inside = module.padding_idx, None, True
+        hit = args[0].to(self.ids.device)[..., None] == self.ids
+        # By the module's own code, since Gemma's multiplies what it looks up by √d, but without hooks, which move its table.
+        # Without its padding index, because torch drops the gradient of that row, which would be one of ours.
+        own: dict[str, Any] = module._parameters
+        padding, module.padding_idx, table = module.padding_idx, None, module.weight
         try:
-            rows = functional_call(module, {"weight": self().to(module.weight.dtype)}, (hit.int().argmax(-1),))
+            own["weight"] = self().to(output.dtype)
+            rows = type(module).forward(module, hit.int().argmax(-1))
         finally:
-            module.padding_idx, self._inside = padding, False
-        return torch.where(hit.any(-1, keepdim=True), rows, output)
+            module.padding_idx, own["weight"] = padding, table
+        return torch.where(hit.any(-1, keepdim=True).to(output.device), rows.to(output.device), output)
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class TrainableConcept:
                 trained = TrainableRows(ids, initial.embeddings[component], torch.ones(len(ids)))
             else:
                 trained = TrainableRows(ids, initial.directions[component], initial.scales[component], train_magnitude)
-            rows[component] = trained.to(encoder.model.device)
+            rows[component] = trained.to(compute_device(encoder.model))
         return cls(initial, samples, rows, raw)
 
     @property

@@ -20,7 +20,7 @@ from .adapter import Adapter, check_adapter, component_of
 from .config import DTIConfig
 from .crops import check_resolution
 from .distributed import processes
-from .frozen import frozen, gradient_checkpointing
+from .frozen import at_work, frozen, gradient_checkpointing
 from .gradients import gradients_enabled
 from .loop import Loop
 from .metadata import concept_metadata
@@ -229,21 +229,21 @@ class DTITrainer:
         adapter: Adapter | None = None
         try:
             inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
-            denoisers = self.family.present_denoisers().values()
-            with frozen(self.pipe), gradient_checkpointing(denoisers, c.gradient_checkpointing):
-                concepts = []
-                for word, own in starts.items():
-                    samples = prepare_samples(self.family, c, encoders, word, photos[word])
-                    start = choose_start(self.family, c, own, samples)
-                    concepts.append(TrainableConcept.start(start, samples, encoders, c.raw, c.train_magnitude))
-                if c.adapter is not None:
-                    where, name = component_of(self.family), "-".join(starts)
-                    adapter = Adapter(self.pipe, where, c.adapter, c.adapter_rank, name, c.seed)
-                loop = Loop(self.family, c, concepts, adapter, callback and (lambda step: callback(self, step)))
-                self.history, self.validation_images = loop.log.history, loop.log.images
-                self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
-                loop.run()
-                vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
+            with frozen(self.family):
+                samples = {word: prepare_samples(self.family, c, encoders, word, photos[word]) for word in starts}
+                with at_work(self.family), gradient_checkpointing(self.family, c):
+                    concepts = []
+                    for word, own in starts.items():
+                        start = choose_start(self.family, c, own, samples[word])
+                        concepts.append(TrainableConcept.start(start, samples[word], encoders, c.raw, c.train_magnitude))
+                    if c.adapter is not None:
+                        where, name = component_of(self.family), "-".join(starts)
+                        adapter = Adapter(self.pipe, where, c.adapter, c.adapter_rank, name, c.seed)
+                    loop = Loop(self.family, c, concepts, adapter, callback and (lambda step: callback(self, step)))
+                    self.history, self.validation_images = loop.log.history, loop.log.images
+                    self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
+                    loop.run()
+                    vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
         except BaseException:
             if adapter is not None:
                 adapter.remove()

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from diffusers import ModularPipeline
 from PIL import Image
+from torch import nn
 
 from ..families.base import Family
 from ..figures import SheetRow, figure_class, paint_sheet
+from ..pipeline.offload import moved
 from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 
@@ -27,10 +29,11 @@ def generate(family: Family, prompts: Sequence[str], resolution: int, seed: int)
     sides = {e.tokenizer: e.tokenizer.padding_side for e in find_text_encoders(pipe).values()}  # SANA's call sets it
     pipe.set_progress_bar_config(**{**before, "disable": True})
     pipe.scheduler = copy.deepcopy(scheduler)
-    images = []
+    images, models = [], [m for m in pipe.components.values() if isinstance(m, nn.Module)]
     try:
-        for i, prompt in enumerate(prompts):
-            images.append(family.generate(prompt, resolution, torch.Generator("cpu").manual_seed(seed + i)))
+        with moved(models, family.device):
+            for i, prompt in enumerate(prompts):
+                images.append(family.generate(prompt, resolution, torch.Generator("cpu").manual_seed(seed + i)))
     finally:
         pipe._progress_bar_config, pipe.scheduler = before, scheduler
         for tokenizer, side in sides.items():

@@ -17,7 +17,7 @@ class Templates(Sana):
     """A family that puts prompts into a template."""
 
     def __init__(self, template, text_length=64):
-        self.clean_prompt, self.text_length = template, text_length
+        self.clean_prompt, self.text_length, self.device = template, text_length, torch.device("cpu")
 
 
 def in_template(prompt):

@@ -227,8 +227,8 @@ def test_a_method_that_is_registered_later_is_a_choice(monkeypatch):
 def test_settings_that_do_not_affect_the_result():
     """Any other one in a concept's metadata, or required to be the same when a run is resumed, would be a nuisance."""
     assert [f.name for f in fields(DTIConfig) if not f.metadata["affects_result"]] == [
-        "heldout_loss_steps", "gradient_checkpointing", "output_dir", "checkpointing_steps", "checkpoints_total_limit",
-        "resume_from_checkpoint", "validation_prompt", "validation_steps", "report_to",
+        "heldout_loss_steps", "gradient_checkpointing", "gradient_checkpointing_interval", "output_dir", "checkpointing_steps",
+        "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt", "validation_steps", "report_to",
     ]  # fmt: skip
 
 

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
+from diffusers.models.attention_dispatch import AttentionBackendName
 from helpers import differing, states
 from tiny_pipelines import fresh_copy
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffusers_dti import DTITrainer
 
@@ -41,22 +43,84 @@ def test_weights_made_under_inference_mode_are_refused(sd, photos, component):
 
 
 @pytest.mark.parametrize(
-    ("component", "compute"),
-    [("unet", torch.float32), ("unet", torch.float16), ("text_encoder", torch.float32), ("text_encoder", torch.bfloat16)],
+    ("dtype", "component", "options"),
+    [
+        (torch.float32, "unet", {}),
+        (torch.bfloat16, "unet", {"gradient_checkpointing": True}),
+        (torch.bfloat16, "unet", {"adapter": "lora", "adapter_start_step": 1}),
+        (torch.bfloat16, "text_encoder", {}),
+    ],
 )
-def test_layers_stored_in_float8_are_refused(sd, photos, component, compute):
-    apply_layerwise_casting(getattr(sd, component), torch.float8_e4m3fn, compute)
+def test_layers_stored_in_float8(sd, photos, dtype, component, options):
+    """They train as layers whose weights were rounded to float8 once."""
+    sd.to(dtype)
+    rounded = fresh_copy(sd)
+    model = getattr(sd, component)
+    skipped = ("norm", "embed")
+    apply_layerwise_casting(model, torch.float8_e4m3fn, dtype, skipped)
+    assert torch.float8_e4m3fn in {p.dtype for p in model.parameters()}
+    dtypes = [p.dtype for p in model.parameters()]
+    getattr(rounded, component).load_state_dict({k: v.to(dtype) for k, v in model.state_dict().items()})
+    made, expected = (DTITrainer(pipe, **SETTINGS, **options).fit(photos).embeddings["text_encoder"] for pipe in (sd, rounded))
+    assert torch.equal(made, expected)
+    sd.unload_lora_weights()
+    assert [p.dtype for p in model.parameters()] == dtypes
+
+
+def test_layers_stored_in_float8_are_so_after_an_interruption(sd, photos):
+    apply_layerwise_casting(sd.unet, torch.float8_e4m3fn, torch.float32)
+    dtypes = [p.dtype for p in sd.unet.parameters()]
+    attention = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+
+    def interrupt(module, args):
+        assert module.weight.dtype == torch.float8_e4m3fn  # torch's hooks come before diffusers'
+        raise KeyboardInterrupt
+
+    handle = attention.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        DTITrainer(sd, **SETTINGS).fit(photos)
+    handle.remove()
+    assert [p.dtype for p in sd.unet.parameters()] == dtypes
+
+
+def test_a_table_stored_in_float8_is_refused(sd, photos):
+    apply_layerwise_casting(sd.text_encoder, torch.float8_e4m3fn, torch.float32)
     before = states(sd)
-    with pytest.raises(ValueError, match=rf"^{component} stores its weights in torch.float8_e4m3fn and computes in {compute} "):
+    with pytest.raises(
+        ValueError, match=r"^text_encoder stores its table of embeddings in torch.float8_e4m3fn .*leave the table"
+    ):
         DTITrainer(sd, **SETTINGS).fit(photos)
     assert not differing(states(sd), before)
 
 
-def test_a_denoiser_stored_in_float8_trains_in_bfloat16(sd, photos):
-    """As one whose weights were rounded to float8 once."""
-    sd.to(torch.bfloat16)
-    rounded = fresh_copy(sd)
-    apply_layerwise_casting(sd.unet, torch.float8_e4m3fn, torch.bfloat16)
-    rounded.unet.load_state_dict({k: v.to(torch.bfloat16) for k, v in sd.unet.state_dict().items()})
-    made, expected = (DTITrainer(pipe, **SETTINGS).fit(photos).embeddings["text_encoder"] for pipe in (sd, rounded))
-    assert torch.equal(made, expected)
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash"])
+def test_attention_backends(wan, photos, backend):
+    expected = DTITrainer(fresh_copy(wan), **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
+    wan.transformer.set_attention_backend(backend)
+    made = DTITrainer(wan, **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert wan.transformer.blocks[0].attn1.processor._attention_backend == backend
+
+
+def test_attention_without_a_backward_pass_is_refused(wan, photos):
+    for module in wan.transformer.modules():
+        if hasattr(module, "processor"):
+            module.processor._attention_backend = AttentionBackendName.SAGE  # diffusers' setter needs the package
+    with pytest.raises(ValueError, match=r"^The attention of transformer is SageAttention.*pipe.transformer.reset_attention"):
+        DTITrainer(wan, **SETTINGS | {"resolution": 32}).fit(photos)
+
+
+def test_blocks_compiled_by_region(wan, photos):
+    """By diffusers' `compile_repeated_blocks`, forward and backward, one block with checkpointing and one without."""
+    settings = SETTINGS | {"resolution": 32, "train_batch_size": 1, "gradient_accumulation_steps": 1, "heldout_loss_steps": 0}
+    expected = DTITrainer(fresh_copy(wan), **settings).fit(photos).embeddings["text_encoder"]
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    wan.transformer.compile_repeated_blocks(backend=graphs, fullgraph=True)
+    made = (
+        DTITrainer(wan, **settings, gradient_checkpointing=True, gradient_checkpointing_interval=2)
+        .fit(photos)
+        .embeddings["text_encoder"]
+    )
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert graphs.frame_count == 2  # the first block's input needs no gradient; a second step compiles nothing
