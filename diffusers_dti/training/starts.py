@@ -3,20 +3,21 @@
 Training ends in the basin that it begins in, and the loss tells basins apart early.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
+from ..data.images import Photo
 from ..families.base import Family
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint
 from .config import ResolvedConfig
 from .distributed import processes
 from .initializer import initial_concept
-from .samples import TrainingSamples
+from .samples import TrainingSamples, prepare_samples
 from .step import Stepper
 from .trainable import TrainableConcept
 
@@ -67,6 +68,31 @@ def _is_new(start: DirectionalInversion, earlier: Sequence[DirectionalInversion]
         if all(torch.equal(rows, other.embeddings[component]) for component, rows in start.embeddings.items()):
             return False
     return True
+
+
+def make_concepts(
+    family: Family,
+    config: ResolvedConfig,
+    starts: Mapping[str, Sequence[DirectionalInversion]],
+    photos: Mapping[str, Sequence[Photo]],
+) -> list[TrainableConcept]:
+    """Encode the photos of concepts that are loaded, and choose where each of them starts.
+
+    Args:
+        family: the family, bound to the pipeline, whose models are frozen.
+        config: the settings.
+        starts: what each concept may start from, by placeholder, from `possible_starts`.
+        photos: the photos of each concept, by placeholder.
+
+    Raises:
+        ValueError: see `prepare_samples`.
+    """
+    encoders, concepts = find_text_encoders(family.pipe), []
+    for placeholder, own in starts.items():
+        samples = prepare_samples(family, config, encoders, placeholder, photos[placeholder])
+        start = choose_start(family, config, own, samples)
+        concepts.append(TrainableConcept.start(start, samples, encoders, config.raw, config.train_magnitude))
+    return concepts
 
 
 def choose_start(
