@@ -3,6 +3,7 @@
 The table itself is never copied, resized or given a gradient: what is trained is a few KB.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -42,7 +43,6 @@ class TrainableRows(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros(len(ids), 1)) if train_magnitude else None
         self.register_buffer("initial_scale", scale[:, None].clone())
         self.register_buffer("ids", torch.tensor(ids))
-        self._inside = False
 
     @property
     def scale(self) -> Tensor:
@@ -56,26 +56,37 @@ class TrainableRows(nn.Module):
     @contextmanager
     def swapped_in(self, encoder: TextEncoder) -> Iterator[None]:
         """Show the encoder these rows wherever the ids are, within the block."""
-        handles = [m.register_forward_hook(self._replace) for m in encoder.embedding_modules()]
+        handles = []
+        for module in encoder.embedding_modules():
+            handles.append(module.register_forward_hook(functools.partial(self._replace, _WithoutHooks(module))))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._inside:  # `functional_call` below runs this hook as well
-            return None
+    def _replace(self, lookup: "_WithoutHooks", module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         assert isinstance(module, nn.Embedding)
         hit = args[0][..., None] == self.ids
         # Through the module itself, since Gemma's multiplies what it looks up by √d. Without its padding index, because torch
         # drops the gradient of that row, which would be one of ours.
-        padding, module.padding_idx, self._inside = module.padding_idx, None, True
+        padding, module.padding_idx = module.padding_idx, None
         try:
-            rows = functional_call(module, {"weight": self().to(module.weight.dtype)}, (hit.int().argmax(-1),))
+            rows = functional_call(lookup, {"module.weight": self().to(module.weight.dtype)}, (hit.int().argmax(-1),))
         finally:
-            module.padding_idx, self._inside = padding, False
+            module.padding_idx = padding
         return torch.where(hit.any(-1, keepdim=True), rows, output)
+
+
+class _WithoutHooks(nn.Module):
+    """Call a module without its hooks: every concept in training has one, which would call all others for each of its calls."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any) -> Any:
+        return self.module.forward(*args)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Learn a world's dev subjects one by one and many at a time: `python examples/benchmarks/subjects.py sdxl --at_a_time 1 2 6`.
 
 Each number of subjects at a time has a process of its own. The table has the CPU time of a step for each subject, the subjects
-that an hour of CPU time learns, photos and held-out losses included, the peak of the memory, the angle of the learned directions to
-those of the first row, mean and greatest, and the verifier's scores.
+that an hour of CPU time learns, photos and held-out losses included, the peak of the memory, the angle in degrees of the
+learned directions to those of the first row, mean and greatest, and the verifier's scores.
 
 The last row is the first one again, with each direction turned by 1e-7 before the first step: what rounding alone changes.
 """
@@ -127,7 +127,7 @@ def main() -> None:
         return
     pipe, reference = open_world(args.world), list[DirectionalInversion]()
     print(
-        "| at a time | CPU ms a step, each | subjects an hour | peak MB | angle to the first row, mean and greatest | subject / prompt |",
+        "| at a time | CPU ms a step, each | subjects an hour | peak MB | angle: mean, greatest | subject / prompt |",
         flush=True,
     )
     print("|---|---|---|---|---|---|", flush=True)
