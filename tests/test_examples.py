@@ -108,7 +108,7 @@ def test_a_step_does_the_work_of_its_floor(family, benchmarks, monkeypatch):
 def test_subjects_at_a_time(benchmarks):
     import subjects
 
-    pipe, short = subjects.open_world("sdxl"), {"max_train_steps": 2, "train_batch_size": 1, "heldout_loss_steps": 0}
+    pipe, short = subjects.open_world("sdxl"), {"max_train_steps": 2, "learning_rate": 0.01, "heldout_loss_steps": 0}
     alone, figures = subjects.learn(pipe, 2, 1, 0, **short)
     both, _ = subjects.learn(pipe, 2, 2, 0, **short)
     turned, _ = subjects.learn(pipe, 2, 2, 0, turned=1e-2, **short)

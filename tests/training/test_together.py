@@ -8,6 +8,7 @@ from helpers import differing, states
 from PIL import Image
 
 from diffusers_dti import DirectionalInversion, DTITrainer
+from diffusers_dti.families.stable_diffusion import StableDiffusionXL
 from diffusers_dti.training.distributed import processes
 from diffusers_dti.training.together import fit_together
 
@@ -37,8 +38,9 @@ def assert_same(found, expected):
         torch.testing.assert_close(found.scales[component], expected.scales[component])
 
 
-def test_each_run_learns_and_writes_what_it_does_alone(sdxl, images, tmp_path):
+def test_each_run_learns_and_writes_what_it_does_alone(sdxl, images, tmp_path, monkeypatch):
     """With settings and lengths of their own."""
+    monkeypatch.setattr(StableDiffusionXL, "generate", lambda *args: Image.new("RGB", (16, 16)))
     by_word = {
         "<rex>": {"method": "ti", "templates": ["my {}"]},
         "<tom>": {"learnable_property": "style", "max_train_steps": 5, "validation_prompt": "a {}"},
