@@ -128,7 +128,7 @@ class Run:
     def begin(self, folders: ExitStack) -> None:
         """Read the photos, and load the concept as it starts."""
         trainer = self.trainer
-        vars(trainer.family).pop("dtypes", None)  # cached, and the pipeline may be in others by now
+        trainer.family = type(trainer.family)(trainer.pipe)  # see `fit`
         self.photos = photos_by_placeholder(trainer.config, self.images, self.captions, None)
         folders.enter_context(writing(trainer.config.output_dir))
         config, self.starts = trainer._choose_starts(self.photos)

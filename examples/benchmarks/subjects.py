@@ -9,7 +9,6 @@ The last row is the first one again, with each direction turned by 1e-7 before t
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -106,6 +105,13 @@ def angles(concepts: list[DirectionalInversion], others: list[DirectionalInversi
     return torch.cat(found).rad2deg()
 
 
+def peak() -> float:
+    """Return the greatest size of this process's memory so far in MB, on Linux."""
+    # Not `resource.getrusage`, which begins with the size of the process that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", choices=list(WORLDS), help="the world")
@@ -122,7 +128,7 @@ def main() -> None:
         concepts, figures = learn(*run, max_train_steps=args.steps)
         for number, concept in enumerate(concepts):
             concept.save_pretrained(args.out / str(number))
-        figures["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KB on Linux
+        figures["peak"] = peak()
         (args.out / "figures.json").write_text(json.dumps(figures))
         return
     pipe, reference = open_world(args.world), list[DirectionalInversion]()

@@ -83,12 +83,12 @@ def test_a_run_that_fails_ends_alone(sdxl, images, tmp_path, monkeypatch):
     before = states(sdxl)
     trainers = make(sdxl, **short, by_word={word: {"output_dir": tmp_path / word[1:-1]} for word in WORDS})
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    loss = trainers[1].family.sample_losses
+    loss = StableDiffusionXL.sample_losses
 
-    def lost(batch, conditioning):
-        return loss(batch, conditioning) * torch.tensor([float("nan") if "<tom>" in p else 1.0 for p in batch.prompts])
+    def lost(family, batch, conditioning):
+        return loss(family, batch, conditioning) * torch.tensor([float("nan") if "<tom>" in p else 1.0 for p in batch.prompts])
 
-    monkeypatch.setattr(trainers[1].family, "sample_losses", lost)
+    monkeypatch.setattr(StableDiffusionXL, "sample_losses", lost)
     found = fit_together(trainers, [[tmp_path / "torn.png"], *images[1:]])
     assert [type(result) for result in found] == [OSError, FloatingPointError, DirectionalInversion]
     assert "<tom>: the gradients of 20 steps in a row were not finite" in str(found[1])
@@ -107,7 +107,7 @@ def test_an_interrupted_batch_leaves_a_checkpoint_of_each(sdxl, images, tmp_path
     before = states(sdxl)
     by_word = {word: {"output_dir": tmp_path / word[1:-1], "resume_from_checkpoint": "latest"} for word in WORDS}
     trainers = make(sdxl, by_word=by_word)
-    loss, calls = trainers[0].family.sample_losses, []
+    loss, calls = StableDiffusionXL.sample_losses, []
 
     def stop(*args):
         calls.append(1)
@@ -115,9 +115,10 @@ def test_an_interrupted_batch_leaves_a_checkpoint_of_each(sdxl, images, tmp_path
             raise KeyboardInterrupt
         return loss(*args)
 
-    monkeypatch.setattr(trainers[0].family, "sample_losses", stop)
+    monkeypatch.setattr(StableDiffusionXL, "sample_losses", stop)
     with pytest.raises(KeyboardInterrupt):
         fit_together(trainers, images)
+    monkeypatch.setattr(StableDiffusionXL, "sample_losses", loss)
     assert not differing(states(sdxl), before) and sdxl.directional_inversions == {}
     assert sorted(path.parent.name for path in tmp_path.glob("*/checkpoint-2")) == ["rex", "tom", "toy2"]
     first, *others = make(sdxl, by_word=by_word)
@@ -135,7 +136,7 @@ def test_models_that_fail_leave_the_pipeline_as_it_was(sdxl, images, monkeypatch
     def full(*args):
         raise torch.OutOfMemoryError("too many subjects")
 
-    monkeypatch.setattr(trainers[0].family, "predict", full)
+    monkeypatch.setattr(StableDiffusionXL, "predict", full)
     with pytest.raises(RuntimeError, match="too many subjects"):
         fit_together(trainers, images)
     assert not differing(states(sdxl), before) and processes().num_processes == 1
