@@ -173,6 +173,18 @@ def test_the_whole_table(small_vocabularies, sdxl, tmp_path, monkeypatch, capsys
         run(table, monkeypatch, "sana", "--models", "models")
 
 
+def test_subjects_at_a_time(benchmarks):
+    import subjects
+
+    pipe, short = subjects.open_world("sdxl"), {"max_train_steps": 2, "learning_rate": 0.01, "heldout_loss_steps": 0}
+    alone, figures = subjects.learn(pipe, 2, 1, 0, **short)
+    both, _ = subjects.learn(pipe, 2, 2, 0, **short)
+    turned, _ = subjects.learn(pipe, 2, 2, 0, turned=1e-2, **short)
+    assert figures["seconds"] > figures["steps"] > 0 and subjects.angles(alone, alone).max() == 0
+    assert subjects.angles(both, alone).max() < 1e-2 < subjects.angles(turned, alone).min()
+    assert 0 < subjects.score(pipe, alone[:1], 0)["subject"] <= 1 and pipe.directional_inversions == {}
+
+
 def test_programs_that_learned_something_else_are_not_compared(benchmarks, tmp_path):
     import peers
 
@@ -215,6 +227,7 @@ SCRIPTS = (
     "benchmarks/growth.py",
     "benchmarks/table.py",
     "benchmarks/memory.py",
+    "benchmarks/subjects.py",
     "worlds/gates.py",
     "worlds/study.py",
 )

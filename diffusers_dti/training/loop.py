@@ -1,15 +1,15 @@
 """The training loop: steps, and what is due between them: log entries, validation images, checkpoints."""
 
 import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from diffusers.utils import logging
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ..concept.inversion import DirectionalInversion
 from ..families.base import Family
@@ -17,7 +17,7 @@ from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
 from .adapter import Adapter
 from .config import ResolvedConfig
-from .distributed import processes
+from .distributed import average, processes
 from .log import TrainingLog
 from .output import uninterrupted
 from .step import Stepper
@@ -122,8 +122,23 @@ class Loop:
                 settings[f"{word} {key}"] = value
         return settings
 
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.max_train_steps
+
     def run(self) -> None:
         """Train from the current step to the last one."""
+        with self.running():
+            while not self.done:
+                with uninterrupted():  # a run that stopped amid a step could not be continued exactly
+                    losses = self.stepper.take(self.step)
+                    self.count(losses)
+                self.finish_step(losses)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take steps within the block, which keeps what was learned at its end, or so far if it is interrupted."""
         with ExitStack() as stack:
             if self.adapter is not None:
                 stack.callback(self.adapter.train, False)
@@ -133,8 +148,7 @@ class Loop:
             for concept in self.concepts:
                 stack.enter_context(concept.swapped_in(find_text_encoders(self.pipe)))
             try:
-                while self.step < self.config.max_train_steps:
-                    self._train_step()
+                yield
                 for word, concept in zip(self.words, self.concepts):
                     self.inversions[word] = concept.current()
             except FloatingPointError:  # there is nothing to keep
@@ -143,14 +157,16 @@ class Loop:
                 self._keep_interrupted()
                 raise
 
-    def _train_step(self) -> None:
-        """Take one step, and do what is due after it."""
-        with uninterrupted():  # a run that stopped amid a step could not be continued exactly
-            losses = self.stepper.take(self.step)
-            if losses is None:
-                return  # the same samples come again: no step is lost
+    def count(self, losses: Tensor | None) -> None:
+        """Count a step that was taken, with the losses of the concepts. None is not counted: the same samples come again."""
+        if losses is not None:
             self.step += 1
-        self._losses, self._steps_summed = self._losses + losses, self._steps_summed + 1
+            self._losses, self._steps_summed = self._losses + losses, self._steps_summed + 1
+
+    def finish_step(self, losses: Tensor | None) -> None:
+        """Do what is due after a step that was counted."""
+        if losses is None:
+            return
         self.log.bar.update()
         if self._due(LOG_EVERY) or self._due(self.config.heldout_loss_steps):
             self._log()
@@ -175,7 +191,7 @@ class Loop:
 
     def _log(self) -> None:
         """Write a log entry with the mean losses since the last one."""
-        losses = reduce(self._losses / self._steps_summed, "mean").tolist()
+        losses = average(self._losses / self._steps_summed).tolist()
         self._losses, self._steps_summed = torch.zeros_like(self._losses), 0
         skipped = self._skipped_by_all_and_worst()
         metrics = {}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from diffusers.utils import logging
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ..pipeline.word_rows import LONE_SPACES, token_ids_of
 from . import checkpoint
 from .config import ResolvedConfig
 from .crops import Crop, make_crops
-from .distributed import processes
+from .distributed import broadcast, processes
 from .frozen import at_work, frozen
 from .samples import TrainingSamples, encode_crops
 from .seeds import seeded_generator
@@ -130,7 +129,7 @@ def _best_words(family: Family, config: ResolvedConfig, placeholder: str, photos
         # A warning, since diffusers shows no less by default, and the choice decides the result.
         logger.warning(f"{placeholder} starts from {word!r}, with a loss of {loss:.5f}. The next best words: {behind}.")
     words = [word for word, _ in ranked[: config.num_starts]]
-    broadcast_object_list(words)  # rounding on another device may swap words that are close
+    broadcast(words)  # rounding on another device may swap words that are close
     return words
 
 

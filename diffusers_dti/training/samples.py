@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..data.images import Photo
 from ..families.base import Batch, Family
-from ..pipeline.text_encoders import TextEncoder
+from ..pipeline.text_encoders import TextEncoder, find_text_encoders
 from .config import ResolvedConfig
 from .crops import Crop, make_crops
 from .distributed import processes
@@ -218,6 +218,14 @@ def prepare_samples(
         config.timestep_sampling == "stratified",
         bool(config.zero_pad),
     )
+
+
+def prepare_all_samples(
+    family: Family, config: ResolvedConfig, photos: Mapping[str, Sequence[Photo]]
+) -> dict[str, TrainingSamples]:
+    """Crop and encode the photos of concepts that are loaded, by placeholder, as `prepare_samples` does."""
+    encoders = find_text_encoders(family.pipe)
+    return {word: prepare_samples(family, config, encoders, word, own) for word, own in photos.items()}
 
 
 def encode_crops(family: Family, crops: Sequence[Crop]) -> list[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 Training ends in the basin that it begins in, and the loss tells basins apart early.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -67,6 +67,27 @@ def _is_new(start: DirectionalInversion, earlier: Sequence[DirectionalInversion]
         if all(torch.equal(rows, other.embeddings[component]) for component, rows in start.embeddings.items()):
             return False
     return True
+
+
+def make_concepts(
+    family: Family,
+    config: ResolvedConfig,
+    starts: Mapping[str, Sequence[DirectionalInversion]],
+    samples: Mapping[str, TrainingSamples],
+) -> list[TrainableConcept]:
+    """Choose where each of several concepts starts, which are loaded.
+
+    Args:
+        family: the family, bound to the pipeline, whose models are frozen and at work.
+        config: the settings.
+        starts: what each concept may start from, by placeholder, from `possible_starts`.
+        samples: the samples of each concept, by placeholder.
+    """
+    encoders, concepts = find_text_encoders(family.pipe), []
+    for placeholder, own in starts.items():
+        start = choose_start(family, config, own, samples[placeholder])
+        concepts.append(TrainableConcept.start(start, samples[placeholder], encoders, config.raw, config.train_magnitude))
+    return concepts
 
 
 def choose_start(

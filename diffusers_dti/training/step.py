@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -13,7 +12,7 @@ from ..families.base import Family
 from .adapter import Adapter
 from .config import ResolvedConfig
 from .context import ContextLoss
-from .distributed import processes
+from .distributed import average, processes
 from .heldout import heldout_loss
 from .optim import SphereOptimizer
 from .optimizers import make_optimizers, set_rates
@@ -56,14 +55,22 @@ class Stepper:
             The mean loss of each concept, (n,). None if float16 overflowed: take the step again, at half the loss scale.
         """
         losses = self._accumulate(step)
+        return losses if self.update(step) else None
+
+    def update(self, step: int) -> bool:
+        """Step the optimizers with the gradients of step number `step`.
+
+        Returns:
+            Whether the step is done. False if float16 overflowed.
+        """
         self._optimizer_step(step)
         scale = self.scaler.get_scale()
         self.scaler.update()
         if self.scaler.get_scale() < scale:
             if scale > 1:
-                return None
+                return False
             self.skipped_steps += 1  # below 1 it was no overflow, but NaN
-        return losses
+        return True
 
     def skipped_updates(self) -> list[int]:
         """Return how many updates each row has skipped by itself so far, besides `skipped_steps`."""
@@ -76,7 +83,7 @@ class Stepper:
 
     def heldout_loss(self, concept: TrainableConcept) -> Tensor:
         """Return the held-out loss of a concept, a scalar."""
-        with self._autocast():
+        with self.autocast():
             return heldout_loss(self.family, concept.samples, self.config.train_batch_size)
 
     def _accumulate(self, step: int) -> Tensor:
@@ -88,16 +95,21 @@ class Stepper:
         for concept in self.concepts:
             total = torch.zeros((), device=self.device)
             for micro in range(c.gradient_accumulation_steps):
-                number = (step * c.gradient_accumulation_steps + micro) * self.processes.num_processes
-                first = (number + self.processes.process_index) * c.train_batch_size
-                with self._autocast():
+                first = self.first_sample(step, micro)
+                with self.autocast():
                     loss = self._loss(concept, first)
                 self.scaler.scale(loss / c.gradient_accumulation_steps).backward()
                 total = total + loss.detach() / c.gradient_accumulation_steps
             losses.append(total)
         return torch.stack(losses)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def first_sample(self, step: int, micro: int) -> int:
+        """Return the number of the first sample of this process in an accumulated batch of a step."""
+        number = (step * self.config.gradient_accumulation_steps + micro) * self.processes.num_processes
+        return (number + self.processes.process_index) * self.config.train_batch_size
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Run models as `mixed_precision` says, within the block."""
         if self.config.mixed_precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
@@ -113,6 +125,11 @@ class Stepper:
             loss = -logsigmoid(-c.dco_beta * (family.loss(batch, conditioning) - base))
         else:
             loss = family.loss(batch, conditioning)
+        return self.penalized(loss, concept, first)
+
+    def penalized(self, loss: Tensor, concept: TrainableConcept, first: int) -> Tensor:
+        """Return the loss of the batch that begins at sample `first` with the terms that do not come from the denoiser."""
+        c = self.config
         if c.reg_lambda:
             loss = loss + c.reg_lambda * concept.distance_to_start()
         if c.context_lambda:
@@ -128,7 +145,8 @@ class Stepper:
         for optimizer in self.optimizers:
             trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if trained:  # none before the adapter joins in
-                self._average(trained)
+                for parameter in trained:
+                    parameter.grad = average(parameter.grad)
                 self.scaler.unscale_(optimizer)
                 active.append(optimizer)
                 parameters += trained
@@ -140,9 +158,3 @@ class Stepper:
             self.skipped_steps += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-
-    def _average(self, parameters: Sequence[Tensor]) -> None:
-        """Average the gradients over the processes."""
-        if self.processes.num_processes > 1:
-            for parameter in parameters:
-                parameter.grad = reduce(parameter.grad, "mean")

@@ -65,7 +65,8 @@ class TrainableRows(nn.Module):
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         assert isinstance(module, nn.Embedding)
         hit = args[0].to(self.ids.device)[..., None] == self.ids
-        # By the module's own code, since Gemma's multiplies what it looks up by √d, but without hooks, which move its table.
+        # By the module's own code, since Gemma's multiplies what it looks up by √d, but without hooks, which move its table
+        # and are one for every concept in training.
         # Without its padding index, because torch drops the gradient of that row, which would be one of ours.
         own: dict[str, Any] = module._parameters
         padding, module.padding_idx, table = module.padding_idx, None, module.weight

@@ -17,7 +17,7 @@ from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
 from .adapter import Adapter, check_adapter, component_of
-from .config import DTIConfig
+from .config import DTIConfig, ResolvedConfig
 from .crops import check_resolution
 from .distributed import processes
 from .frozen import at_work, frozen, gradient_checkpointing
@@ -27,9 +27,9 @@ from .metadata import concept_metadata
 from .output import save_or_warn, writing
 from .photos import Captions, Images, Masks, photos_by_placeholder
 from .propose import choose_initializers
-from .samples import prepare_samples
+from .samples import prepare_all_samples
 from .settings import override
-from .starts import choose_start, possible_starts
+from .starts import make_concepts, possible_starts
 from .trainable import TrainableConcept
 
 Callback = Callable[["DTITrainer", int], object]
@@ -210,8 +210,7 @@ class DTITrainer:
         if len(self.inversions) != 1:
             raise ValueError("Exactly one concept can be pushed: call `fit` first, and push several concepts one by one.")
         ((placeholder, concept),) = self.inversions.items()
-        given = self.config.validation_prompt
-        if given and self.validation_images and kwargs.get("images") is None:
+        if (given := self.config.validation_prompt) and self.validation_images and kwargs.get("images") is None:
             prompts = [prompt.replace("{}", placeholder) for prompt in validation.as_list(given)]
             kwargs["images"] = list(zip(prompts, self.validation_images[max(self.validation_images)]))
         angle = self.history[-1]["angle"] if self.history else None
@@ -223,28 +222,32 @@ class DTITrainer:
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
         """Load the concepts, train them, and write their rows. If anything fails, remove the adapter."""
-        self.config = c = choose_initializers(self.family, self._given_config, photos)
-        encoders = find_text_encoders(self.pipe)
-        starts = {word: possible_starts(self.family, c, word) for word in photos}
+        c, starts = self._choose_starts(photos)
         adapter: Adapter | None = None
         try:
             inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
             with frozen(self.family):
-                samples = {word: prepare_samples(self.family, c, encoders, word, photos[word]) for word in starts}
+                samples = prepare_all_samples(self.family, c, photos)
                 with at_work(self.family), gradient_checkpointing(self.family, c):
-                    concepts = []
-                    for word, own in starts.items():
-                        start = choose_start(self.family, c, own, samples[word])
-                        concepts.append(TrainableConcept.start(start, samples[word], encoders, c.raw, c.train_magnitude))
+                    concepts = make_concepts(self.family, c, starts, samples)
                     if c.adapter is not None:
-                        where, name = component_of(self.family), "-".join(starts)
-                        adapter = Adapter(self.pipe, where, c.adapter, c.adapter_rank, name, c.seed)
-                    loop = Loop(self.family, c, concepts, adapter, callback and (lambda step: callback(self, step)))
-                    self.history, self.validation_images = loop.log.history, loop.log.images
-                    self.inversions, self.adapter = loop.inversions, adapter  # before it runs, which may be interrupted
-                    loop.run()
-                    vocabulary.set_rows(encoders.values(), list(self.inversions.values()))
+                        name, component = "-".join(starts), component_of(self.family)
+                        adapter = Adapter(self.pipe, component, c.adapter, c.adapter_rank, name, c.seed)
+                    self._make_loop(concepts, adapter, callback).run()
+                    vocabulary.set_rows(find_text_encoders(self.pipe).values(), list(self.inversions.values()))
         except BaseException:
             if adapter is not None:
                 adapter.remove()
             raise
+
+    def _choose_starts(self, photos: dict[str, list[Photo]]) -> tuple[ResolvedConfig, dict[str, list[DirectionalInversion]]]:
+        """Return the settings of the run with its initializers, and the concepts that each placeholder may start from."""
+        self.config = config = choose_initializers(self.family, self._given_config, photos)
+        return config, {word: possible_starts(self.family, config, word) for word in photos}
+
+    def _make_loop(self, concepts: list[TrainableConcept], adapter: Adapter | None, callback: Callback | None) -> Loop:
+        """Make the loop, whose results are the trainer's from now on: it may be interrupted."""
+        loop = Loop(self.family, self.config, concepts, adapter, callback and (lambda step: callback(self, step)))
+        self.history, self.validation_images = loop.log.history, loop.log.images
+        self.inversions, self.adapter = loop.inversions, adapter
+        return loop

@@ -351,7 +351,7 @@ def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, mon
         trained[placeholder] = samples.templates
         return samples
 
-    monkeypatch.setattr("diffusers_dti.training.trainer.prepare_samples", keep)
+    monkeypatch.setattr("diffusers_dti.training.starts.prepare_samples", keep)
     monkeypatch.chdir(tmp_path)
     assert dti("train", file, "--model", model, *SMALL, "--learnable_property", "style", "--output_dir", "style") == 0
     assert dti("train", file, "--model", model, *SMALL, "--instances", "said", "--output_dir", "plain") == 0

@@ -32,21 +32,53 @@ def test_the_launchers_flag_for_the_cpu_is_read(flag, cpu, monkeypatch):
     assert arguments == [{"cpu": cpu}]
 
 
+def test_alone_is_a_single_process():
+    process = distributed.processes()
+    with distributed.alone():
+        own = distributed.processes()
+        own.wait_for_everyone()
+        with distributed.alone():
+            assert (own.num_processes, own.process_index, own.is_main_process, own.device) == (1, 0, True, process.device)
+        assert distributed.processes() is own
+    assert type(distributed.processes()) is type(process)
+
+
+def test_a_single_process_has_only_its_own():
+    values, tensor = ["own"], torch.ones(2)
+    distributed.broadcast(values)
+    assert values == ["own"] and distributed.average(tensor) is tensor and distributed.Reunion().gather(3) == [3]
+
+
+MEETING = """
+import pathlib, sys, time
+import torch
+from diffusers_dti.training.distributed import Reunion, alone, average, broadcast, processes
+
+process = processes()
+me, reunion = process.process_index, Reunion()
+values, with_all = [me + 5], average(torch.tensor([me + 1.0])).item()
+broadcast(values)
+with alone():
+    own = processes()
+    by_itself = average(torch.tensor([me + 1.0])).item() - me
+    time.sleep(me)
+    met = reunion.gather(me * 10)
+seen = [process.num_processes, process.is_main_process, process.device.type, own.num_processes, own.is_main_process]
+pathlib.Path(sys.argv[1], str(me)).write_text(repr([*seen, with_all, values, by_itself, met]))
+"""
+
+
 def test_two_processes_know_each_other(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(
-        "import pathlib, sys\n"
-        "from diffusers_dti.training.distributed import processes\n"
-        "process = processes()\n"
-        "file = pathlib.Path(sys.argv[1], str(process.process_index))\n"
-        "file.write_text(f'{process.num_processes} {process.is_main_process} {process.device.type}')\n"
-    )
+    script.write_text(MEETING)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*launch, "--rdzv_endpoint", "localhost:0", str(script), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [(tmp_path / str(i)).read_text() for i in (0, 1)] == ["2 True cpu", "2 False cpu"]
+    for number in (0, 1):
+        expected = [2, number == 0, "cpu", 1, True, 1.5, [5], 1.0, [0, 10]]
+        assert (tmp_path / str(number)).read_text() == repr(expected)
 
 
 KILLED = """

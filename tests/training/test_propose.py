@@ -221,7 +221,7 @@ def test_a_resumed_run_keeps_its_word(sdxl, photos, tmp_path, monkeypatch):
 
 def test_all_processes_take_the_word_of_the_first(sdxl, photos, monkeypatch):
     plant(monkeypatch, "toy")
-    monkeypatch.setattr(propose, "broadcast_object_list", lambda words: words.__setitem__(0, "cat"))
+    monkeypatch.setattr(propose, "broadcast", lambda words: words.__setitem__(0, "cat"))
     trainer = DTITrainer(sdxl, **SETTINGS, initializer_token="auto")
     assert trainer.fit(photos).metadata["initializer"] == trainer.config.initializer_token == "cat"
 

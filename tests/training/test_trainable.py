@@ -1,5 +1,7 @@
 """The rows in training against plain rows in the table, and the concept that they make up."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from tiny_pipelines import clip_encoder, clip_tokenizer, gemma_encoder, gemma_tokenizer, t5_encoder, t5_tokenizer
@@ -52,6 +54,25 @@ def test_swapped_rows_are_plain_rows(parts):
     print(f"{type(encoder).__name__}, {encoder.dtype}: greatest difference {(swapped - plain).abs().max().item()}")
     assert torch.equal(swapped, plain)
     assert torch.equal(swapped[2], ordinary[2]) and not torch.equal(swapped[:2], ordinary[:2])
+
+
+def test_every_concept_costs_one_lookup(parts, monkeypatch):
+    """Not one for each concept that is swapped in beside it, and so on."""
+    tokenizer, encoder = parts
+    holder, calls = TextEncoder("text_encoder", tokenizer, encoder), []
+    tables = holder.embedding_modules()
+    original = type(tables[0]).forward
+
+    def counted(module, ids):
+        calls.extend(1 for table in tables if table is module)
+        return original(module, ids)
+
+    monkeypatch.setattr(type(tables[0]), "forward", counted)
+    with ExitStack() as stack:
+        for id in ids_of(tokenizer, " dog", " cat", " toy", " red", " blue"):
+            stack.enter_context(TrainableRows([id], torch.ones(1, 16) / 4, torch.ones(1)).swapped_in(holder))
+        encoder(**tokenizer(["a dog near a cat"], return_tensors="pt"))
+    assert len(calls) == 1 + 5
 
 
 def test_only_the_rows_get_a_gradient_and_it_is_the_tables(parts):
