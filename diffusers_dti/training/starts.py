@@ -10,12 +10,14 @@ import torch
 from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
+from ..data.images import Photo
 from ..families.base import Family
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint
 from .config import ResolvedConfig
 from .distributed import processes
 from .initializer import initial_concept
+from .propose import choose_initializers
 from .samples import TrainingSamples
 from .step import Stepper
 from .trainable import TrainableConcept
@@ -23,6 +25,20 @@ from .trainable import TrainableConcept
 logger = logging.get_logger(__name__)
 
 TRIAL_STEPS = 25
+
+
+def choose_starts(
+    family: Family, config: ResolvedConfig, photos: Mapping[str, Sequence[Photo]]
+) -> tuple[ResolvedConfig, dict[str, list[DirectionalInversion]]]:
+    """Return the settings of a run with its initializers, and the concepts that each placeholder may start from.
+
+    Args:
+        family: the family, bound to the pipeline.
+        config: the settings, in which an initializer may be "auto".
+        photos: the photos by placeholder.
+    """
+    config = choose_initializers(family, config, photos)
+    return config, {word: possible_starts(family, config, word) for word in photos}
 
 
 def possible_starts(family: Family, config: ResolvedConfig, placeholder: str) -> list[DirectionalInversion]:

@@ -18,7 +18,7 @@ from .loop import Loop
 from .output import save_or_warn, uninterrupted, writing
 from .photos import Captions, Images, photos_by_placeholder
 from .samples import TrainingSamples, prepare_all_samples
-from .starts import make_concepts
+from .starts import choose_starts, make_concepts
 from .trainer import DTITrainer
 
 # All other settings are a run's own. These belong to the call of the models, or to the models themselves.
@@ -138,7 +138,8 @@ class Run:
         assert trainer.family.device  # read before the hooks that know it are gone, see `frozen`
         self.photos = photos_by_placeholder(trainer.config, self.images, self.captions, None)
         folders.enter_context(writing(trainer.config.output_dir))
-        config, self.starts = trainer._choose_starts(self.photos)
+        config, self.starts = choose_starts(trainer.family, trainer._given_config, self.photos)
+        trainer.config = config
         concepts = [(own[0], config.pooling) for own in self.starts.values()]
         inject(trainer.pipe, concepts, reuse_existing=False)
 

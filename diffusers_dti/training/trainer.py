@@ -17,7 +17,7 @@ from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 from . import checkpoint, validation
 from .adapter import Adapter, check_adapter, component_of
-from .config import DTIConfig, ResolvedConfig
+from .config import DTIConfig
 from .crops import check_resolution
 from .distributed import processes
 from .frozen import at_work, frozen, gradient_checkpointing
@@ -26,10 +26,9 @@ from .loop import Loop
 from .metadata import concept_metadata
 from .output import save_or_warn, writing
 from .photos import Captions, Images, Masks, photos_by_placeholder
-from .propose import choose_initializers
 from .samples import prepare_all_samples
 from .settings import override
-from .starts import make_concepts, possible_starts
+from .starts import choose_starts, make_concepts
 from .trainable import TrainableConcept
 
 Callback = Callable[["DTITrainer", int], object]
@@ -222,7 +221,8 @@ class DTITrainer:
 
     def _train(self, photos: dict[str, list[Photo]], callback: Callback | None) -> None:
         """Load the concepts, train them, and write their rows. If anything fails, remove the adapter."""
-        c, starts = self._choose_starts(photos)
+        self.config, starts = choose_starts(self.family, self._given_config, photos)
+        c = self.config
         adapter: Adapter | None = None
         try:
             inject(self.pipe, [(own[0], c.pooling) for own in starts.values()], reuse_existing=False)
@@ -239,11 +239,6 @@ class DTITrainer:
             if adapter is not None:
                 adapter.remove()
             raise
-
-    def _choose_starts(self, photos: dict[str, list[Photo]]) -> tuple[ResolvedConfig, dict[str, list[DirectionalInversion]]]:
-        """Return the settings of the run with its initializers, and the concepts that each placeholder may start from."""
-        self.config = config = choose_initializers(self.family, self._given_config, photos)
-        return config, {word: possible_starts(self.family, config, word) for word in photos}
 
     def _make_loop(self, concepts: list[TrainableConcept], adapter: Adapter | None, callback: Callback | None) -> Loop:
         """Make the loop, whose results are the trainer's from now on: it may be interrupted."""
