@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny_modern import PIPELINES as MODERN
+from tiny_modern import PIPELINES, VARIANTS
 from tiny_pipelines import build_sana, build_sd, build_sdxl, build_wan, fresh_copy
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,8 +45,8 @@ def _wan22(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def modern(tmp_path_factory):
-    """Return a function that builds one of `tiny_modern.PIPELINES` by its name, each once."""
-    return functools.cache(lambda name: MODERN[name](tmp_path_factory.mktemp(name)))
+    """Return a function that builds a pipeline of `tiny_modern` by its name, each once."""
+    return functools.cache(lambda name: (PIPELINES | VARIANTS)[name](tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture

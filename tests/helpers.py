@@ -145,7 +145,8 @@ def rows_in(pipe, component, word="<dog>"):
 def family_batch(pipe, size=2, **changes):
     """Make a batch of samples for a pipeline's family, the same for every call."""
     generator = torch.Generator().manual_seed(4)
-    shape = (size, 16, 1, 4, 4) if "Wan" in type(pipe).__name__ else (size, 4, 8, 8)
+    shapes = {"WanPipeline": (size, 16, 1, 4, 4), "Flux2KleinPipeline": (size, 16, 8, 8)}
+    shape = shapes.get(type(pipe).__name__, (size, 4, 8, 8))
     latents, noise = torch.randn(2, *shape, generator=generator)
     timesteps = torch.tensor([100, 900, 400, 0])[:size]
     plain = Batch(

@@ -209,6 +209,15 @@ PIPELINES = {  # by the fixtures' names
 }  # fmt: skip
 
 
+def build_sd3_without_t5(tmp):
+    pipe = build_sd3(tmp)
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    return pipe
+
+
+VARIANTS = {"schnell": lambda tmp: build_flux(tmp, guidance=False), "sd3_without_t5": build_sd3_without_t5}
+
+
 def encode(pipe, prompts):
     """Return what the pipeline's own `encode_prompt` gives its denoiser: each prompt's real states, and the pooled ones."""
     name = type(pipe).__name__

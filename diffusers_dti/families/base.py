@@ -65,6 +65,7 @@ class Family(ABC):
         defaults: the family's values for settings of `DTIConfig` that the user leaves at None.
         token_states: whether "context" has one state for each token of the tokenizers, in their order, so that the context loss
             can compare them.
+        editors: the names of the family's pipelines that take images too, and generate from a prompt alone without them.
         scheduler: the forward process in training.
 
     Raises:
@@ -76,6 +77,7 @@ class Family(ABC):
     text_length: ClassVar[int]
     defaults: ClassVar[Mapping[str, Any]]
     token_states: ClassVar[bool] = True
+    editors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Pipeline):
         self.pipe = pipe

@@ -71,4 +71,4 @@ class KLFlowFamily(FlowFamily):
 
     def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
         """Generate at the training resolution."""
-        return self.pipe(prompt, generator=generator, height=resolution, width=resolution).images[0]
+        return self.pipe(prompt=prompt, generator=generator, height=resolution, width=resolution).images[0]

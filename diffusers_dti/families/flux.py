@@ -22,6 +22,7 @@ class Flux(KLFlowFamily):
 
     name = "Flux"
     text_length = 512
+    editors = ("FluxKontextPipeline",)
 
     @classmethod
     def matches(cls, pipe: Pipeline) -> bool:

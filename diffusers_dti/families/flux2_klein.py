@@ -24,6 +24,7 @@ class Flux2Klein(KLFlowFamily):
 
     name = "FLUX.2 klein"
     text_length = 512  # of the text with its template
+    editors = ("Flux2KleinPipeline",)
 
     @classmethod
     def matches(cls, pipe: Pipeline) -> bool:

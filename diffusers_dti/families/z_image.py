@@ -22,6 +22,7 @@ class ZImage(KLFlowFamily):
 
     name = "Z-Image"
     text_length = 512  # of the text with its template
+    token_states = True
 
     @classmethod
     def matches(cls, pipe: Pipeline) -> bool:

@@ -81,6 +81,6 @@ def check_family_has(values: Mapping[str, Any], family: Family | type[Family]) -
         raise ValueError(f"zero_pad is for {names}: {family.name} is not trained with zeros before its prompts.")
     if values["context_lambda"] and not family.token_states:
         raise ValueError(
-            f"{family.name} has no context loss, since its denoiser does not get one state for each token: leave out "
-            "`context_lambda`, or choose another `method`."
+            f"{family.name} has no context loss, since its denoiser does not get one state for each token of each text "
+            "encoder, side by side: leave out `context_lambda`, or choose another `method`."
         )

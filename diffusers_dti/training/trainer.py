@@ -76,7 +76,7 @@ class DTITrainer:
         if self.config.adapter is not None:
             check_adapter(self.family)
         if self.config.validation_prompt:
-            validation.check(pipe)
+            validation.check(self.family)
         check_resolution(self.config.resolution, self.family.resolution_step)
         self.history: list[dict[str, float]] = []
         self.validation_images: dict[int, list[Image.Image]] = {}

@@ -13,7 +13,6 @@ from torch import nn
 from ..families.base import Family
 from ..figures import SheetRow, figure_class, paint_sheet
 from ..pipeline.offload import moved
-from ..pipeline.protocols import Pipeline
 from ..pipeline.text_encoders import find_text_encoders
 
 
@@ -41,14 +40,15 @@ def generate(family: Family, prompts: Sequence[str], resolution: int, seed: int)
     return images
 
 
-def check(pipe: Pipeline) -> None:
-    """Check that a pipeline can generate validation images.
+def check(family: Family) -> None:
+    """Check that a family's pipeline can generate validation images.
 
     Raises:
         ValueError: if the pipeline's call needs more than a prompt.
     """
+    pipe = family.pipe
     parameters = signature(pipe.__call__).parameters
-    more = [n for n in ("image", "control_image", "video") if n in parameters]
+    more = [n for n in ("image", "control_image", "video") if n in parameters and type(pipe).__name__ not in family.editors]
     if more or isinstance(pipe, ModularPipeline):
         raise ValueError(
             f"{type(pipe).__name__} generates from more than a prompt ({', '.join(more) or 'its blocks'}): leave out "

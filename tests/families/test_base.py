@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import family_batch, family_loss
-from tiny_pipelines import generate
+from tiny_modern import PIPELINES
+from tiny_pipelines import fresh_copy, generate
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.families import find_family
 from diffusers_dti.families.base import Family, uncompiled_component, upcast
+from diffusers_dti.pipeline.text_encoders import find_text_encoders
 
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
@@ -89,6 +91,26 @@ def test_a_run_tokenizes_a_prompt_once_and_the_next_run_anew(name, encoders, req
         if run == 1:
             pipe.load_directional_inversion(concept(pipe, "<zog>"))
     assert expected[0] != expected[1]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_gradients_pass_checkpoints_in_half_precision(name, modern, monkeypatch):
+    """The blocks are computed twice, and the rows of all encoders get the same gradient."""
+    pipe = fresh_copy(modern(name)).to(torch.bfloat16)
+    monkeypatch.setattr(type(find_family(pipe)), "text_length", 160)
+    tables, calls, results = [e.weight for e in find_text_encoders(pipe).values()], [], []
+    for blocks in pipe.transformer.children():
+        if isinstance(blocks, torch.nn.ModuleList):
+            for block in blocks:
+                block.register_forward_pre_hook(lambda *args: calls.append(checkpointing))
+    for checkpointing in (False, True):
+        if checkpointing:
+            pipe.transformer.enable_gradient_checkpointing()
+        results.append(torch.autograd.grad(family_loss(pipe, family_batch(pipe)), tables))
+    assert calls.count(True) > calls.count(False) > 0
+    for one, other in zip(*results):
+        assert one.isfinite().all() and one.any()
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd", "sana", "sprint", "wan", "wan22"])

@@ -1,8 +1,13 @@
 """Find families, and compare each with its own pipeline."""
 
+import inspect
+
+import diffusers
 import pytest
 import torch
-from helpers import family_batch
+from helpers import family_batch, rows_in
+from tiny_modern import PIPELINES
+from tiny_pipelines import fresh_copy
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.families import find_family
@@ -31,6 +36,50 @@ def test_pipelines_find_their_families(request, sdxl, sd, wan):
     wan.transformer.register_to_config(in_channels=36)  # image to video
     with pytest.raises(ValueError, match="WanPipeline is not one"):
         DTITrainer(wan)
+
+
+OTHERS = {  # with the classes of a family that is trained, but other inputs
+    "ZImageOmniPipeline": ("z_image", {"siglip_feat_dim": 8}, ["siglip", "siglip_processor"]),
+    "StableDiffusion3InpaintPipeline": ("sd3", {"in_channels": 9}, []),
+    "FluxFillPipeline": ("flux", {"in_channels": 96}, []),
+    "Flux2Pipeline": ("klein", {}, []),  # FLUX.2 dev
+    "QwenImageEditPipeline": ("qwen_image", {}, ["processor"]),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_newer_pipelines_find_their_families(name, modern):
+    names = {"z_image": "Z-Image", "lumina2": "Lumina 2", "sd3": "Stable Diffusion 3", "flux": "Flux", "klein": "FLUX.2 klein"}
+    assert find_family(modern(name)).name == names.get(name, "Qwen-Image")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_editing_and_inpainting_load_concepts_but_are_not_trained(name, modern, concept):
+    base, config, more = OTHERS[name]
+    parts = fresh_copy(modern(base)).components
+    parts["transformer"].register_to_config(**config)
+    if name == "Flux2Pipeline":
+        parts["text_encoder"].config.model_type = "mistral3"
+    made_of = inspect.signature(getattr(diffusers, name)).parameters
+    pipe = getattr(diffusers, name)(**{k: v for k, v in parts.items() if k in made_of}, **dict.fromkeys(more))
+    with pytest.raises(ValueError, match=f"{name} is not one of them. Loading may still work"):
+        DTITrainer(pipe)
+    made = concept(pipe)
+    pipe.load_directional_inversion(made)
+    for component, rows in made.embeddings.items():
+        torch.testing.assert_close(rows_in(pipe, component), rows[0])
+
+
+def test_lumina_2_and_sana_share_their_encoder(modern, sana, photos, tmp_path):
+    """What one learns loads in the other, as it is."""
+    lumina2 = fresh_copy(modern("lumina2"))
+    settings = {"placeholder_token": "<dog>", "initializer_token": "dog", "resolution": 32, "max_train_steps": 1}
+    for source, other in ((lumina2, sana), (sana, lumina2)):
+        learned = DTITrainer(source, **settings, output_dir=tmp_path / type(source).__name__).fit(photos)
+        source.unload_directional_inversion()
+        other.load_directional_inversion(str(tmp_path / type(source).__name__))
+        assert torch.equal(rows_in(other, "text_encoder"), learned.embeddings["text_encoder"][0])
+        other.unload_directional_inversion()
 
 
 @pytest.mark.parametrize("name", NAMES)

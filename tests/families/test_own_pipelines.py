@@ -1,11 +1,13 @@
 """Compare each family of flow matching models with its own pipeline: prompts, gradients, predictions, latents, a whole run."""
 
+import functools
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import differing, states
-from tiny_modern import CALLS, PIPELINES, encode
+from helpers import differing, family_batch, states
+from tiny_modern import CALLS, PIPELINES, VARIANTS, encode
 from tiny_pipelines import fresh_copy
 
 from diffusers_dti import DTITrainer
@@ -101,6 +103,48 @@ def test_the_prediction_is_what_the_sampler_gets(pipe, monkeypatch):
     torch.testing.assert_close(prediction, unpacked(pipe, seen["output"]), rtol=1e-4, atol=1e-5)
 
 
+SHIFTS = {
+    "ZImagePipeline": 3.0,
+    "Lumina2Pipeline": 6.0,
+    "StableDiffusion3Pipeline": 3.0,
+}  # the others' depend on the resolution
+
+
+@torch.no_grad()
+def test_the_loss_is_the_written_one(pipe, monkeypatch):
+    """In float64, with and without masks: mean w (prediction - (noise - latents))² at sigma = shift s / (1 + (shift - 1) s)."""
+    family, other = find_family(pipe), find_family(pipe)
+    monkeypatch.setattr(type(family), "text_length", 160)  # shorter padding, for speed
+    batch, shift = family_batch(pipe), SHIFTS.get(type(pipe).__name__, 1.0)
+    conditioning = family.encode_prompts(batch.prompts, batch.zero_pads)
+    s = (1000 - batch.timesteps.double()) / 1000
+    sigma = shift * s / (1 + (shift - 1) * s)
+    at = sigma.view(-1, 1, 1, 1)
+    noisy = (1 - at) * batch.latents + at * batch.noise
+    # As in the test above, where this is what the sampler gets.
+    monkeypatch.setattr(other, "noisy_latents", lambda batch: (noisy.float(), sigma.float()))
+    errors = (other.predict(batch, conditioning).double() - (batch.noise.double() - batch.latents)).square()
+    weights = torch.rand(2, 1, *noisy.shape[-2:], generator=torch.Generator().manual_seed(0)) * 2
+    for w in (None, weights):
+        expected = (errors if w is None else w * errors).mean((1, 2, 3))
+        masked = replace(batch, weights=w)
+        torch.testing.assert_close(family.sample_losses(masked, conditioning).double(), expected, rtol=1e-5, atol=0)
+        assert family.loss(masked, conditioning).item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_trained_as_their_own_pipelines(name, modern, photos, concept, monkeypatch):
+    """FLUX.1 schnell has no input for guidance, and Stable Diffusion 3 works without T5."""
+    pipe = fresh_copy(modern(name))
+    test_prompts_and_their_gradients(pipe, 1, concept)
+    pipe.unload_directional_inversion()
+    with monkeypatch.context() as patch:
+        test_the_prediction_is_what_the_sampler_gets(pipe, patch)
+    monkeypatch.setattr(type(find_family(pipe)), "text_length", 160)
+    learned = DTITrainer(pipe, placeholder_token="<dog>", initializer_token="dog", resolution=32, max_train_steps=1).fit(photos)
+    assert set(learned.directions) == {"text_encoder", "text_encoder_2"}
+
+
 def unpacked(pipe, latents):
     """Return latents as (n, c, h, w), also of a pipeline that hands them to its sampler as a sequence of patches."""
     name, scale = type(pipe).__name__, pipe.vae_scale_factor
@@ -157,3 +201,31 @@ def test_a_word_is_learned(pipe, photos, tmp_path, monkeypatch):
         pipe.load_directional_inversion(str(tmp_path / "dog"))
         for a, b in zip(encode(pipe, ["a <dog>"]), now):
             torch.testing.assert_close(a, b)
+
+
+def test_settings_work_together(pipe, photos, tmp_path, monkeypatch):
+    """The trainer's own word, two vectors, validation images, and an adapter that stock diffusers loads."""
+    family, call = type(find_family(pipe)), type(pipe).__call__
+    monkeypatch.setattr(family, "text_length", 160)
+    quick = CALLS[type(pipe).__name__] | {"num_inference_steps": 1}
+    generate = functools.wraps(call)(lambda *args, **kwargs: call(*args, **kwargs | quick))
+    monkeypatch.setattr(type(pipe), "__call__", generate)
+    word = "dog" if "Klein" in type(pipe).__name__ else "auto"  # with 28 layers, the search takes long
+    settings = {"placeholder_token": "<dog>", "initializer_token": word, "num_vectors": 2, "resolution": 32}
+    settings |= {"adapter": "lora", "adapter_learning_rate": 0.1, "validation_prompt": "a {}"}
+    trainer = DTITrainer(pipe, **settings, train_batch_size=1, max_train_steps=2, output_dir=tmp_path)
+    learned = trainer.fit(photos[:1])
+    assert learned.num_vectors == 2 and len(trainer.validation_images[2]) == 1
+    batch = family_batch(pipe, prompts=["a <dog>"] * 2)
+
+    @torch.no_grad()
+    def prediction():
+        bound = find_family(pipe)
+        return bound.predict(batch, bound.encode_prompts(batch.prompts, batch.zero_pads))
+
+    trained = prediction()
+    pipe.unload_lora_weights()
+    plain = prediction()
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(prediction(), trained, rtol=1e-4, atol=1e-5)
+    assert relative(plain, trained) > 1e-4

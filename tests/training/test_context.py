@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from tiny_modern import encode
+from tiny_pipelines import fresh_copy
+from torch.nn.functional import cosine_similarity
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.evaluation import prompts as evaluation
@@ -87,6 +90,38 @@ def test_the_loss_is_the_formula(pipe, loop_of, method):
 
     loop_of(pipe, look, method=method, learning_rate=0.3, context_lambda=0.5, context_prompts=PROMPTS)
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["z_image", "lumina2"])
+def test_prompts_in_a_template(modern, loop_of, name):
+    """The template's tokens are context tokens too."""
+    pipe, seen, prompt = fresh_copy(modern(name)), [], "a {} near the beach"
+
+    def look(loop, trainer, step):
+        with torch.no_grad():
+            now, noun = (encode(pipe, [prompt.replace("{}", word)])[0].double() for word in ("<dog>", "dog"))
+        ids = pipe.tokenizer(trainer.family.clean_prompt(prompt.replace("{}", "<dog>"))).input_ids
+        placeholder = ids.index(pipe.tokenizer.convert_tokens_to_ids("<dog>"))
+        assert len(ids) == len(now) == len(noun) and placeholder > 2
+        distances = 1 - cosine_similarity(now, noun, dim=-1)
+        expected = (distances.sum() - distances[placeholder]) / (len(ids) - 1)
+        loss = loop.stepper.context_losses["<dog>"](0, 2)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3) and expected > 1e-4
+        rows = loop.concepts[0].rows["text_encoder"]
+        rows.direction.grad = None
+        loss.backward()
+        assert rows.direction.grad.isfinite().all() and rows.direction.grad.any()
+        seen.append(step)
+
+    # At another norm, for a distance far above rounding.
+    loop_of(pipe, look, token_scale=30.0, context_lambda=0.5, context_prompts=[prompt], max_train_steps=1)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "klein", "qwen_image"])
+def test_families_without_a_state_for_each_token(modern, name):
+    with pytest.raises(ValueError, match="no context loss.*one state for each token.*leave out `context_lambda`"):
+        DTITrainer(modern(name), **SETTINGS, context_lambda=1.0)
 
 
 @pytest.mark.parametrize("vectors", [1, 3])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from tiny_modern import qwen3_encoder, qwen_tokenizer
 from tiny_pipelines import t5_encoder, t5_tokenizer
 
 from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 from diffusers_dti.pipeline.word_rows import word_rows
+from diffusers_dti.training.initializer import contextual_rows
 
 
 def test_a_words_rows_are_the_tables(sdxl):
@@ -38,3 +40,13 @@ def test_words_that_are_none(sd, tmp_path):
     tokenizer = t5_tokenizer(tmp_path / "t")
     with pytest.raises(ValueError, match="犬.*has no known tokens"):
         word_rows({"text_encoder": TextEncoder("text_encoder", tokenizer, t5_encoder(tokenizer, 16))}, "犬", None)
+
+
+def test_the_states_of_a_model_with_a_head(tmp_path):
+    """Models that predict tokens do not name their last states."""
+    tokenizer = qwen_tokenizer(tmp_path / "qwen")
+    model = qwen3_encoder(tokenizer, 16, head=True)
+    rows = contextual_rows({"text_encoder": TextEncoder("text_encoder", tokenizer, model)}, "a dog", None)["text_encoder"]
+    with torch.no_grad():
+        expected = model.base_model(torch.tensor([tokenizer("a dog").input_ids])).last_hidden_state[0]
+    torch.testing.assert_close(rows, expected)

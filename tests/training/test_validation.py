@@ -1,7 +1,9 @@
+import functools
+
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import generate
+from tiny_pipelines import fresh_copy, generate
 
 from diffusers_dti import DTITrainer
 from diffusers_dti.families import find_family
@@ -109,3 +111,17 @@ def test_a_prompt_without_the_concept_is_a_warning(sdxl, photos, caplog):
         said == "The validation_prompt 'a dog on a beach' has neither \"{}\" nor <dog>: its images will not show the concept."
     )
     assert len(trainer.validation_images[1]) == 3
+
+
+def test_a_pipeline_whose_images_are_optional_generates_from_a_prompt(modern, photos, monkeypatch):
+    from diffusers import FluxKontextPipeline
+
+    pipe, call = FluxKontextPipeline(**fresh_copy(modern("flux")).components), FluxKontextPipeline.__call__
+    pipe.set_progress_bar_config(disable=True)
+    quick = {"num_inference_steps": 1, "max_area": 32 * 32}
+    generate = functools.wraps(call)(lambda *args, **kwargs: call(*args, **kwargs | quick))
+    monkeypatch.setattr(FluxKontextPipeline, "__call__", generate)
+    settings = SETTINGS | {"resolution": 32, "max_train_steps": 1, "validation_prompt": "a {}", "validation_steps": 1}
+    trainer = DTITrainer(pipe, **settings)
+    trainer.fit(photos)
+    assert trainer.validation_images[1][0].size == (32, 32)
