@@ -178,6 +178,11 @@ class Latents:
         return torch.stack([self.cache[scene] for scene in batch])
 
 
+def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimizer of a denoiser."""
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+
+
 def train_denoiser(
     work: Path,
     name: str,
@@ -187,6 +192,7 @@ def train_denoiser(
     batch: int = 64,
     learning_rate: float = 1.5e-3,
     quoted: str = "{}",
+    make_optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] = adamw,
 ) -> None:
     """Train a denoiser and a running average of its weights. The learning rate decays in the last 35 % of the steps.
 
@@ -199,8 +205,9 @@ def train_denoiser(
         batch: scenes per step.
         learning_rate: the highest learning rate.
         quoted: a word in quotation marks, see `with_quotes`.
+        make_optimizer: returns the optimizer, given (model, learning_rate).
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = make_optimizer(model, learning_rate)
     warm, decay = 200, 0.35
 
     def rate(step: int) -> float:
