@@ -10,7 +10,7 @@ from collections import Counter
 from pretraining import text_batch, world_words
 from transformers import PreTrainedTokenizerBase
 
-BATCHES = 500  # of 64 captions: a third of what the text encoders are pretrained on, or less
+BATCHES = 500  # of 64 captions: at most half of what the text encoders are pretrained on
 
 
 def chats(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:

@@ -62,6 +62,7 @@ WORLDS = {
         "ZImagePipeline", 32, 12, 2.0, 0.85, '"{}"', {"height": 32, "width": 32, "max_sequence_length": 64},
     ),
 }  # fmt: skip
+STUDIED = ("sdxl", "sana", "wan")  # the worlds of docs/study.md
 
 
 def world_of(pipe: DiffusionPipeline) -> World:

@@ -21,7 +21,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the linear layers of the blocks, whose steps are orthogonal matrices, and AdamW for everything else.
 
-    torch's own Muon computes in bfloat16, which this needs a GPU for. Both parts have one learning rate, because a step of
+    torch's own Muon computes in bfloat16, which is slow on many CPUs. Both parts have one learning rate, because a step of
     Muon is scaled to the size of one of AdamW.
 
     Args:
@@ -38,7 +38,7 @@ class Muon(torch.optim.AdamW):
         super().__init__([{"params": matrices}, {"params": rest}], lr=learning_rate, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         group = self.param_groups[0]
         for p in group["params"]:
