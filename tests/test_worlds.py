@@ -8,6 +8,7 @@ import asides
 import captions
 import coverage
 import gates
+import learned
 import measure
 import muon
 import pytest
@@ -231,7 +232,7 @@ def test_a_step_of_muon_turns_all_ways_alike():
     matrices = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
     for made in (muon.orthogonalized(matrices), muon.orthogonalized(matrices.mT).mT):
         sizes = torch.linalg.svdvals(made)
-        assert 0.6 < sizes.min() and sizes.max() < 1.3
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
         assert (made @ matrices.mT).diagonal(dim1=-2, dim2=-1).min() > 0
 
 
@@ -242,6 +243,23 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     gates.main()
     printed = capsys.readouterr().out
     assert "norms of text_encoder_2, 921 rows" in printed and "meet all of 162 reachable rows" in printed
+
+
+def test_the_sheet_of_a_learned_subject(tmp_path, monkeypatch, capsys):
+    black, asked = torch.zeros(10, 3, 32, 32), []
+    monkeypatch.setattr(measure, "learn", lambda pipe, subject, seed: (black, {"subject": 0.5, "prompt": 1.0}, None))
+
+    def in_words(pipe, subject, word, seed):
+        asked.append((subject, word))
+        return black, {"subject": 0.25, "prompt": 1.0}
+
+    monkeypatch.setattr(measure, "in_words", in_words)
+    monkeypatch.setattr("sys.argv", ["learned.py", "--world", "sdxl", "--subject", "1", "--out", str(tmp_path / "sheet.png")])
+    learned.main()
+    subject = scenes.DEV_SUBJECTS[1]
+    assert asked == [(subject, subject.shape), (subject, None)]
+    assert "Directional Textual Inversion   subject 0.50  prompt 1.00" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_the_study(tmp_path, monkeypatch, capsys):

@@ -182,7 +182,7 @@ def load_frozen(work: Path) -> tuple[Qwen2TokenizerFast, Qwen3Model, Autoencoder
     return tokenizer, encoder, vae
 
 
-def train_transformer(work: Path, steps: int = 8000, batch: int = 32) -> None:
+def train_transformer(work: Path, steps: int = 2400, batch: int = 32) -> None:
     """Train the denoiser on the frozen encoder and VAE."""
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
