@@ -8,7 +8,9 @@ import asides
 import captions
 import coverage
 import gates
+import learned
 import measure
+import muon
 import pytest
 import report
 import rows
@@ -132,6 +134,7 @@ NORMS = {
     "sdxl": {"text_encoder": (0.37, 0.41, 0.03), "text_encoder_2": (0.43, 0.47, 0.03)},
     "sana": {"text_encoder": (1.7, 1.85, 0.25)},
     "wan": {"text_encoder": (7.9, 8.1, 0.45)},
+    "zimage": {"text_encoder": (1.15, 1.25, 0.15)},
 }
 
 
@@ -160,6 +163,14 @@ def test_the_world_is_like_the_real_thing(name):
         assert world.tokenizer("").input_ids == [world.tokenizer.eos_token_id] == [1]
         assert world.scheduler.config.use_flow_sigmas and world.scheduler.config.prediction_type == "flow_prediction"
         assert (world.vae_scale_factor_spatial, world.vae_scale_factor_temporal) == (8, 4)
+    if name == "zimage":
+        message = [{"role": "user", "content": "a star"}]
+        text = world.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        assert text == "<|im_start|>user\na star<|im_end|>\n<|im_start|>assistant\n"
+        pieces = ["<|im_start|>", "user", "Ċ", "a", "Ġstar", "<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ"]
+        assert world.tokenizer.tokenize(text) == pieces
+        ((states,), _) = world.encode_prompt("a star", do_classifier_free_guidance=False)
+        assert states.shape == (len(pieces), 128)
 
 
 def test_a_clip_is_of_its_subject():
@@ -217,6 +228,14 @@ def test_pretraining_runs_from_the_start(name, tmp_path):
     assert len(made.tokenizer) == len(gates.open_world(name).tokenizer)
 
 
+def test_a_step_of_muon_turns_all_ways_alike():
+    matrices = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
+    for made in (muon.orthogonalized(matrices), muon.orthogonalized(matrices.mT).mT):
+        sizes = torch.linalg.svdvals(made)
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+        assert (made @ matrices.mT).diagonal(dim1=-2, dim2=-1).min() > 0
+
+
 def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     """With less of everything."""
     monkeypatch.setattr(coverage, "BATCHES", 20)
@@ -224,6 +243,23 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     gates.main()
     printed = capsys.readouterr().out
     assert "norms of text_encoder_2, 921 rows" in printed and "meet all of 162 reachable rows" in printed
+
+
+def test_the_sheet_of_a_learned_subject(tmp_path, monkeypatch, capsys):
+    black, asked = torch.zeros(10, 3, 32, 32), []
+    monkeypatch.setattr(measure, "learn", lambda pipe, subject, seed: (black, {"subject": 0.5, "prompt": 1.0}, None))
+
+    def in_words(pipe, subject, word, seed):
+        asked.append((subject, word))
+        return black, {"subject": 0.25, "prompt": 1.0}
+
+    monkeypatch.setattr(measure, "in_words", in_words)
+    monkeypatch.setattr("sys.argv", ["learned.py", "--world", "sdxl", "--subject", "1", "--out", str(tmp_path / "sheet.png")])
+    learned.main()
+    subject = scenes.DEV_SUBJECTS[1]
+    assert asked == [(subject, subject.shape), (subject, None)]
+    assert "Directional Textual Inversion   subject 0.50  prompt 1.00" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_the_study(tmp_path, monkeypatch, capsys):
@@ -241,7 +277,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "SUBJECTS", subjects)
     monkeypatch.setattr(measure, "PROMPTS", measure.PROMPTS[:1])
     monkeypatch.setitem(asides.ASIDES, "photo", lambda world: [["a", "b"], ["photos of", world]])
-    monkeypatch.setattr(report, "WORLDS", {"sdxl": gates.WORLDS["sdxl"]})
+    monkeypatch.setattr(report, "STUDIED", ("sdxl",))
     monkeypatch.setattr(report, "FINAL", {"sdxl": 4})
     monkeypatch.setattr(report, "OURS", "DTI @4")
     page = tmp_path / "study.md"
@@ -303,7 +339,7 @@ def test_quotes_teach_the_rows_of_words_without_their_space(monkeypatch):
 def test_the_study_of_walks(tmp_path, monkeypatch, capsys):
     """One subject of one world, a few walks and steps; the second time from the results kept."""
     few = ["rsgd constant 0.01", "rsgd constant 0.01 mean of the path", "radam cosine 0.05 antithetic", "ti constant 0.001"]
-    monkeypatch.setattr(walk, "WORLDS", {"sana": gates.WORLDS["sana"]})
+    monkeypatch.setattr(walk, "STUDIED", ("sana",))
     monkeypatch.setattr(walk, "WALKS", {name: walk.WALKS[name] for name in (walk.FLOOR, walk.CEILING, *few)})
     monkeypatch.setattr(walk, "STAGES", {1: ((5,), 1, 1), 2: ((5, 10), 1, 1), 3: ((5, 10), 1, 1)})
     monkeypatch.setattr(measure, "PROMPTS", measure.PROMPTS[:1])

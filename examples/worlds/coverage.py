@@ -10,7 +10,15 @@ from collections import Counter
 from pretraining import text_batch, world_words
 from transformers import PreTrainedTokenizerBase
 
-BATCHES = 500  # of 64 captions: a third of what the text encoders are pretrained on, or less
+BATCHES = 500  # of 64 captions: at most half of what the text encoders are pretrained on
+
+
+def chats(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:
+    """Put prompts into the tokenizer's chat template, as Z-Image's pipeline does; without a template, return them."""
+    if not tokenizer.chat_template:
+        return prompts
+    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+    return [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **settings) for prompt in prompts]
 
 
 def coverage(tokenizer: PreTrainedTokenizerBase, quoted: str) -> dict[str, int]:
@@ -29,7 +37,7 @@ def coverage(tokenizer: PreTrainedTokenizerBase, quoted: str) -> dict[str, int]:
     seen: Counter[int] = Counter()
     rng = random.Random(0)
     for _ in range(BATCHES):
-        for ids in tokenizer(text_batch(rng, quoted)[0]).input_ids:
+        for ids in tokenizer(chats(tokenizer, text_batch(rng, quoted)[0])).input_ids:
             seen.update(ids)
     stock = copy.deepcopy(tokenizer)
     stock.add_tokens(["<thing>"])
@@ -37,7 +45,7 @@ def coverage(tokenizer: PreTrainedTokenizerBase, quoted: str) -> dict[str, int]:
     for word in (*world_words(), "beside"):  # "beside" is in captions, but not among the words: it is cut into pieces
         texts += [word, f"a {word}"]
     reachable: set[int] = set()
-    for ids in stock(texts).input_ids:
+    for ids in stock(chats(stock, texts)).input_ids:
         reachable.update(ids)
     reachable.discard(stock.convert_tokens_to_ids("<thing>"))
     return {stock.convert_ids_to_tokens(i): seen[i] for i in sorted(reachable)}

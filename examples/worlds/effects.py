@@ -11,7 +11,7 @@ from statistics import mean
 
 import torch
 from captions import NOUNS
-from gates import WORLDS, open_world
+from gates import STUDIED, open_world
 from torch import Tensor, nn
 
 from diffusers_dti import DirectionalInversion
@@ -84,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| world | encoder | effect | " + " | ".join(f"{m} x mean norm" for m in MULTIPLES) + " |")
     print("|---" * (len(MULTIPLES) + 3) + "|")
-    for world in WORLDS:
+    for world in STUDIED:
         for component, by_multiple in measure(world, list(NOUNS)[:24]).items():
             for i, effect in enumerate(EFFECTS):
                 cells = " | ".join(f"{by_multiple[m][i]:.1f}°" for m in MULTIPLES)

@@ -57,7 +57,12 @@ WORLDS = {
         {"height": 32, "width": 32, "use_resolution_binning": False, "complex_human_instruction": None},
     ),
     "wan": World("WanPipeline", 64, 12, 3.0, 0.85, '" {} "', {"height": 64, "width": 64, "num_frames": 1}),
+    "zimage": World(
+        # This pipeline adds the guidance to one: 2 is what the others call 3.
+        "ZImagePipeline", 32, 12, 2.0, 0.85, '"{}"', {"height": 32, "width": 32, "max_sequence_length": 64},
+    ),
 }  # fmt: skip
+STUDIED = ("sdxl", "sana", "wan")  # the worlds of docs/study.md
 
 
 def world_of(pipe: DiffusionPipeline) -> World:

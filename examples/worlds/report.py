@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asides import ASIDES
-from gates import WORLDS
+from gates import STUDIED
 from rows import CEILING, FINAL, FLOOR, PARTS
 from walk import spearman
 
@@ -104,7 +104,7 @@ def differences_table(study: "Study", world: str) -> str:
 def summary_table(study: "Study") -> str:
     """Return subject / prompt of the main rows, a column for each world."""
     cells: dict[str, dict[str, str]] = {}
-    for world in WORLDS:
+    for world in STUDIED:
         found = records(study, "main", world, ("test", "fresh"))
         for name, summary in summarize(found).items() if found else ():
             line, _, length = name.partition(" @")
@@ -113,13 +113,13 @@ def summary_table(study: "Study") -> str:
                 key = line if line in (FLOOR, CEILING) else line + steps
                 mean = summary["mean"]
                 cells.setdefault(key, {})[world] = f"{mean['subject']['mean']:.3f} / {mean['prompt']['mean']:.3f}"
-    return table(("", *WORLDS), [[name, *(own.get(world, "") for world in WORLDS)] for name, own in cells.items()])
+    return table(("", *STUDIED), [[name, *(own.get(world, "") for world in STUDIED)] for name, own in cells.items()])
 
 
 def seeds_table(study: "Study") -> str:
     """Return how much the scores of one subject vary with the seed: the standard deviation, averaged over subjects."""
     rows = []
-    for world in WORLDS:
+    for world in STUDIED:
         by_run: dict[str, dict[str, list[Mapping[str, float]]]] = {}
         for record in records(study, "main", world, ("test", "fresh")):
             by_run.setdefault(record["run"], {}).setdefault(record["subject"], []).append(record["scores"])
@@ -137,7 +137,7 @@ def heldout_table(study: "Study") -> str:
     The correlation is -1 if a lower loss always comes with a higher score.
     """
     rows = []
-    for world in WORLDS:
+    for world in STUDIED:
         own: dict[tuple[str, int], list[Mapping[str, float]]] = {}
         for record in records(study, "main", world, ("test", "fresh")):
             if record["run"].startswith("DTI, the old default @"):
@@ -173,8 +173,8 @@ def _best(steps: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
 def draw(study: "Study", path: Path) -> None:
     """Plot the scores against the steps, a column for each world."""
     plot = figure_class()(figsize=(11, 6), layout="constrained")
-    grid = plot.subplots(2, len(WORLDS), sharex=True, sharey="row", squeeze=False)
-    for column, world in enumerate(WORLDS):
+    grid = plot.subplots(2, len(STUDIED), sharex=True, sharey="row", squeeze=False)
+    for column, world in enumerate(STUDIED):
         lines: dict[str, dict[int, RunSummary]] = {}
         for part in ("curve", "main"):  # the curve has one seed, and only where the other has nothing
             found = records(study, part, world, ("test", "fresh"))

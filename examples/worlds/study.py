@@ -24,7 +24,7 @@ import torch
 from asides import ASIDES
 from captions import NOUNS
 from diffusers import DiffusionPipeline
-from gates import FOLDER, WORLDS, folder_of, open_world, world_of
+from gates import FOLDER, STUDIED, folder_of, open_world, world_of
 from rows import CEILING, FLOOR, NEW, PARTS, RANDOM, TI_INFLATED, Row
 
 import diffusers_dti
@@ -129,7 +129,7 @@ class Study:
         package = Path(diffusers_dti.__file__).parent
         code = [package / part for part in ("concept", "families", "pipeline", "training", "sphere.py")]
         code += [FOLDER / f"{name}.py" for name in ("scenes", "captions", "verifier", "gates", "measure")]
-        self.stores = {w: Store(path, [*code, *folder_of(w).rglob("*.safetensors")]) for w in WORLDS}
+        self.stores = {w: Store(path, [*code, *folder_of(w).rglob("*.safetensors")]) for w in STUDIED}
 
     def jobs(self, part: str, worlds: Sequence[str], splits: Sequence[str], seeds: int) -> Iterator[Job]:
         """Yield the runs of a part, one seed after the other."""
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", default=[*PARTS, *ASIDES], choices=[*PARTS, *ASIDES], help="the parts to run (default: all)"
     )
-    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS, help="the worlds (default: all)")
+    parser.add_argument("--worlds", nargs="+", default=list(STUDIED), choices=STUDIED, help="the worlds (default: all)")
     parser.add_argument("--splits", nargs="+", default=list(SUBJECTS), choices=SUBJECTS, help="the subjects (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="the greatest number of seeds (default: 3)")
     parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"), help="store for the runs")

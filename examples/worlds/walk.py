@@ -22,7 +22,7 @@ import measure
 import scenes
 import torch
 from diffusers import DiffusionPipeline
-from gates import FOLDER, WORLDS, folder_of, open_world, world_of
+from gates import FOLDER, STUDIED, WORLDS, folder_of, open_world, world_of
 from walks import CEILING, FLOOR, WALKS, variant
 
 import diffusers_dti
@@ -144,16 +144,18 @@ def mean_of(results: Sequence[Mapping[str, float]], key: str) -> float:
 
 def overall(worlds: Mapping[str, Sequence[Mapping[str, float]]]) -> float:
     """Return the mean of both scores over worlds; -1 if a world is missing."""
-    if len(worlds) < len(WORLDS):
+    if not worlds.keys() >= set(STUDIED):
         return -1.0
-    return statistics.mean((mean_of(found, "subject") + mean_of(found, "prompt")) / 2 for found in worlds.values())
+    return statistics.mean(
+        (mean_of(found, "subject") + mean_of(found, "prompt")) / 2 for found in (worlds[name] for name in STUDIED)
+    )
 
 
 def report(study: Study, stage: int, names: Sequence[str]) -> None:
     """Print the subject / prompt scores of every walk at every length."""
     table = study.table(names, stage)
     lengths = STAGES[stage][0]
-    columns = [(world, length) for world in WORLDS for length in lengths]
+    columns = [(world, length) for world in study.worlds for length in lengths]
     print(f"\nStage {stage}: subject / prompt")
     print("| walk | " + " | ".join(f"{world} {length}" for world, length in columns) + " | all |")
     print("|---" * (len(columns) + 2) + "|")
@@ -195,14 +197,15 @@ def report_heldout(study: Study, stage: int, names: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["1", "2", "3", "report"], help="the stage to run")
-    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS, help="the worlds, in order (default: all)")
+    parser.add_argument("--worlds", nargs="+", default=list(STUDIED), choices=WORLDS, help="the worlds, in order")
+    parser.add_argument("--walks", nargs="+", default=list(WALKS), choices=WALKS, help="the walks (default: all)")
     parser.add_argument("--results", type=Path, default=Path("out/walk.jsonl"), help="store for the runs")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    study, names = Study(args.results, args.worlds), list(WALKS)
+    study, names = Study(args.results, args.worlds), args.walks
     if args.stage == "1":
         study.make(names, 1)
-    everywhere = Study(args.results, list(WORLDS))
+    everywhere = Study(args.results, list(dict.fromkeys([*STUDIED, *args.worlds])))
     eight = everywhere.best(names, 1, 8)
     if args.stage == "2":
         study.make(eight, 2)
