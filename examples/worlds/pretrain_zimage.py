@@ -16,7 +16,6 @@ import torch
 from coverage import chats
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from gates import WORLDS
-from muon import Muon
 from pretraining import LATENT_STD
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
@@ -182,7 +181,7 @@ def load_frozen(work: Path) -> tuple[Qwen2TokenizerFast, Qwen3Model, Autoencoder
     return tokenizer, encoder, vae
 
 
-def train_transformer(work: Path, steps: int = 2400, batch: int = 32) -> None:
+def train_transformer(work: Path, steps: int = 7500, batch: int = 32) -> None:
     """Train the denoiser on the frozen encoder and VAE."""
     torch.manual_seed(2)
     tokenizer, encoder, vae = load_frozen(work)
@@ -203,8 +202,7 @@ def train_transformer(work: Path, steps: int = 2400, batch: int = 32) -> None:
             loss = loss + (torch.stack(out)[:, :, 0] - (z - noise)[group]).square().sum()  # the pipeline negates the output
         return loss / z.numel()
 
-    quoted = WORLDS["zimage"].quoted
-    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch, 2.5e-3, quoted, Muon)
+    pretraining.train_denoiser(work, "transformer", transformer, loss_of, steps, batch, quoted=WORLDS["zimage"].quoted)
 
 
 def assemble(work: Path) -> ZImagePipeline:

@@ -187,7 +187,6 @@ def train_denoiser(
     batch: int = 64,
     learning_rate: float = 1.5e-3,
     quoted: str = "{}",
-    make_optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None,
 ) -> None:
     """Train a denoiser and a running average of its weights. The learning rate decays in the last 35 % of the steps.
 
@@ -200,12 +199,8 @@ def train_denoiser(
         batch: scenes per step.
         learning_rate: the highest learning rate.
         quoted: a word in quotation marks, see `with_quotes`.
-        make_optimizer: returns the optimizer, given (model, learning_rate). The default is AdamW.
     """
-    if make_optimizer is None:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    else:
-        optimizer = make_optimizer(model, learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warm, decay = 200, 0.35
 
     def rate(step: int) -> float:
