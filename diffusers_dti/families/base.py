@@ -198,6 +198,13 @@ class Family(ABC):
         components = self.pipe.components
         return {n: components[n] for n in self.denoisers if components.get(n) is not None}
 
+    def forget(self) -> None:
+        """Forget what was read once, since the pipeline may have changed."""
+        for cls in type(self).__mro__:
+            for name, attribute in vars(cls).items():
+                if isinstance(attribute, functools.cached_property):
+                    vars(self).pop(name, None)
+
     @functools.cached_property
     def device(self) -> torch.device:
         """The device that the pipeline computes on. It is read once, because diffusers walks through all modules for it."""

@@ -12,7 +12,7 @@ from .text_encoders import TextEncoder
 from .tokenizer import known_tokens, token_names
 
 SHORTEST_PROMPT = "a photo of a"  # of training's templates, without the placeholder
-LONGEST_WINDOW = 512  # Wan's, the longest of all families; tokenizers such as Gemma's say 10**30
+LONGEST_WINDOW = 1058  # Qwen-Image's, the longest of all families; tokenizers such as Gemma's say 10**30
 MAX_ROUNDING = 0.25  # of a row, as a share of its norm: float8 rounds by 0.06 or less
 _NUMBERED = re.compile(r"(.+)_\d+")  # how diffusers names the vectors of one token
 

@@ -134,7 +134,7 @@ class Run:
     def begin(self, folders: ExitStack) -> None:
         """Read the photos, and load the concept as it starts."""
         trainer = self.trainer
-        trainer.family = type(trainer.family)(trainer.pipe)  # see `fit`
+        trainer.family.forget()
         assert trainer.family.device  # read before the hooks that know it are gone, see `frozen`
         self.photos = photos_by_placeholder(trainer.config, self.images, self.captions, None)
         folders.enter_context(writing(trainer.config.output_dir))

@@ -64,7 +64,7 @@ class TrainableRows(nn.Module):
 
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         assert isinstance(module, nn.Embedding)
-        hit = args[0].to(self.ids.device)[..., None] == self.ids
+        hit = args[0][..., None] == self.ids
         # By the module's own code, since Gemma's multiplies what it looks up by √d, but without hooks, which move its table
         # and are one for every concept in training.
         # Without its padding index, because torch drops the gradient of that row, which would be one of ours.
@@ -75,7 +75,7 @@ class TrainableRows(nn.Module):
             rows = type(module).forward(module, hit.int().argmax(-1))
         finally:
             module.padding_idx, own["weight"] = padding, table
-        return torch.where(hit.any(-1, keepdim=True).to(output.device), rows.to(output.device), output)
+        return torch.where(hit.any(-1, keepdim=True), rows, output)
 
 
 @dataclass(frozen=True)

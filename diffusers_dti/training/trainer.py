@@ -154,7 +154,7 @@ class DTITrainer:
             ```
         """
         photos = photos_by_placeholder(self.config, images, captions, masks)
-        self.family = type(self.family)(self.pipe)  # which caches what was read, and the pipeline may have changed since
+        self.family.forget()
         if self.config.adapter:
             check_adapter(self.family)
         folder = self.config.output_dir if processes().is_main_process else None

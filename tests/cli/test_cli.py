@@ -144,7 +144,8 @@ def test_every_default_is_in_the_help():
     helps = {action.dest: action.help for action in parser._actions}
     assert all("by default" in helps[field.name] for field in fields(DTIConfig))
     assert helps["resolution"].endswith(
-        "; by default 768 for SDXL, 512 for Stable Diffusion 1.5 and 2.x and Wan, 1024 for SANA"
+        "; by default 768 for SDXL, 512 for Stable Diffusion 1.5 and 2.x and Wan, 1024 for SANA and Z-Image and Lumina 2 and "
+        "Stable Diffusion 3 and Flux and FLUX.2 klein and Qwen-Image"
     )
     assert helps["num_starts"].endswith("; by default 1") and helps["optimizer"].endswith("; by default rsgd")
     assert helps["seed"].endswith("; by default 42") and helps["scale_lr"].endswith("; by default on")
@@ -351,7 +352,7 @@ def test_styles_are_learned_and_evaluated_as_styles(model, photos, tmp_path, mon
         trained[placeholder] = samples.templates
         return samples
 
-    monkeypatch.setattr("diffusers_dti.training.starts.prepare_samples", keep)
+    monkeypatch.setattr("diffusers_dti.training.samples.prepare_samples", keep)
     monkeypatch.chdir(tmp_path)
     assert dti("train", file, "--model", model, *SMALL, "--learnable_property", "style", "--output_dir", "style") == 0
     assert dti("train", file, "--model", model, *SMALL, "--instances", "said", "--output_dir", "plain") == 0

@@ -153,7 +153,8 @@ def test_a_pickle_on_the_hub(local_hub, tmp_path):
     read = read_stored("user/dog", allow_pickle=True)
     assert read.placeholder == "<dog>" and torch.equal(read.rows[ONE], rows(16))
     assert [path.split("/")[1] for path in asked(local_hub)][:4] == [
-        "learned_embeds.safetensors", "learned_embeds_2.safetensors", "learned_embeds_3.safetensors", "learned_embeds.bin"
+        "learned_embeds.safetensors", "learned_embeds_2.safetensors", "learned_embeds_3.safetensors",
+        "learned_embeds_4.safetensors", "learned_embeds.bin",
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from diffusers_dti.pipeline.vocabulary_check import LONGEST_WINDOW, SHORTEST_PRO
 from diffusers_dti.pipeline.word_rows import word_rows
 from diffusers_dti.training.samples import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
-ROOM = {"sdxl": 24 - 6, "wan": 512 - 5, "sana": 512 - 5}  # start, "a photo of a", end; Wan has no start, SANA no end
+ROOM = {"sdxl": 24 - 6, "wan": 512 - 5, "sana": 1058 - 5}  # start, "a photo of a", end; Wan has no start, SANA no end
 FITTING = f"{SHORTEST_PROMPT} <dog>"
 
 
