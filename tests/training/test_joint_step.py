@@ -16,7 +16,8 @@ from diffusers_dti.training.frozen import frozen
 from diffusers_dti.training.joint_step import join, take_together
 from diffusers_dti.training.loop import Loop
 from diffusers_dti.training.photos import photos_by_placeholder
-from diffusers_dti.training.starts import make_concepts
+from diffusers_dti.training.samples import prepare_all_samples
+from diffusers_dti.training.starts import choose_starts, make_concepts
 
 SETTINGS = {"resolution": 32, "train_batch_size": 2, "max_train_steps": 4, "heldout_loss_steps": 0}
 # The words have one and two vectors, a mask or none, and captions of different lengths.
@@ -44,12 +45,13 @@ def stage(photos):
                 common = SETTINGS | {"placeholder_token": word, "initializer_token": initializer}
                 trainer = DTITrainer(pipe, **common | overrides | given)
                 loaded = photos_by_placeholder(trainer.config, *own)
-                config, starts = trainer._choose_starts(loaded)
+                config, starts = choose_starts(trainer.family, trainer.config, loaded)
                 inject(pipe, [(own[0], config.pooling) for own in starts.values()], reuse_existing=False)
-                with frozen(pipe):
-                    concepts = make_concepts(trainer.family, config, starts, loaded)
+                with frozen(trainer.family):
+                    samples = prepare_all_samples(trainer.family, config, loaded)
+                    concepts = make_concepts(trainer.family, config, starts, samples)
                     loops.append(Loop(trainer.family, config, concepts, None, None))
-            stack.enter_context(frozen(pipe))
+            stack.enter_context(frozen(trainer.family))
             for loop in loops:
                 stack.enter_context(loop.concepts[0].swapped_in(encoders))
             return loops
