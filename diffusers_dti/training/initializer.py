@@ -68,8 +68,8 @@ def contextual_rows(
         tokens = encoder.tokenizer(initializer, return_tensors="pt").to(compute_device(encoder.model))
         ids = tokens.input_ids[0].tolist()
         first = next(i for i in range(len(ids)) if ids[i : i + len(own)] == own)  # behind <bos>, if there is one
-        out = encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
-        # A model with a head that predicts tokens does not name its last states.
-        states = out.hidden_states[-1] if "logits" in out else out.last_hidden_state
+        # Without the head that predicts tokens, which some encoders have: it does not name its last states.
+        out = encoder.model.base_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        states = out.last_hidden_state
         rows[component] = repeat_rows(states[0, first : first + len(own)].float().cpu(), num_vectors, encoder)
     return rows

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 from helpers import differing, states
 from tiny_pipelines import fresh_copy
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -94,7 +95,8 @@ def test_a_table_stored_in_float8_is_refused(sd, photos):
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash"])
-def test_attention_backends(wan, photos, backend):
+def test_attention_backends(wan, photos, backend, monkeypatch):
+    monkeypatch.setattr(Registry, "_active_backend", Registry._active_backend)  # for all models, and put back afterwards
     expected = DTITrainer(fresh_copy(wan), **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
     wan.transformer.set_attention_backend(backend)
     made = DTITrainer(wan, **SETTINGS | {"resolution": 32}).fit(photos).embeddings["text_encoder"]
