@@ -11,7 +11,7 @@ import torch
 
 from diffusers_dti.families import Batch, find_family
 from diffusers_dti.pipeline.offload import module_hooks
-from diffusers_dti.pipeline.text_encoders import find_text_encoders
+from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 
 
 @contextmanager
@@ -42,7 +42,8 @@ def state(tokenizer, encoder):
             "trie": copy.deepcopy(tokenizer.tokens_trie.data),
             "total": tokenizer.total_vocab_size,
         }
-    weight = encoder.get_input_embeddings().weight
+    weight = TextEncoder("", tokenizer, encoder).weight
+    tables = [m for m in encoder.modules() if isinstance(m, torch.nn.Embedding) and m.weight is weight]
     return {
         "tokens": tokens,
         "tokenizer_class": type(tokenizer),
@@ -51,8 +52,8 @@ def state(tokenizer, encoder):
         "table": weight.detach().view(torch.uint8).numpy().tobytes(),
         "modules": [(n, type(m)) for n, m in encoder.named_modules()],
         "parameters": [(n, tuple(p.shape), p.requires_grad, p.dtype) for n, p in encoder.named_parameters()],
-        "ties": sum(m.weight is weight for m in encoder.modules() if isinstance(m, torch.nn.Embedding)),
-        "num_embeddings": encoder.get_input_embeddings().num_embeddings,
+        "ties": sum(p is weight for m in encoder.modules() for p in m._parameters.values()),
+        "num_embeddings": [m.num_embeddings for m in tables],
         "config": encoder.config.to_dict(),
         "eos": [getattr(m, "eos_token_id", None) for m in encoder.modules()],
         "attributes": sorted(vars(encoder)),
@@ -60,8 +61,12 @@ def state(tokenizer, encoder):
 
 
 def states(pipe):
-    """Return `state` of every text encoder, by component and name."""
-    return {f"{c} {k}": v for c, e in find_text_encoders(pipe).items() for k, v in state(e.tokenizer, e.model).items()}
+    """Return `state` of every text encoder, by component and name, for each of its tokenizers."""
+    found = {}
+    for component, encoder in find_text_encoders(pipe).items():
+        for number, tokenizer in enumerate(encoder.tokenizers):
+            found |= {f"{component} {k}" + "'" * number: v for k, v in state(tokenizer, encoder.model).items()}
+    return found
 
 
 def differing(a, b):

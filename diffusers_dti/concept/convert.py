@@ -1,5 +1,6 @@
 """Rewrite a concept's files for other programs, its rows unchanged bit for bit."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,15 @@ def convert(
         formats.write(output, stored.placeholder, stored.rows, concept.scales | stored.scales, stored.metadata)
         return [output / formats.file_name(component) for component in stored.rows]
     tensors = third_party.to_state_dict(stored.rows, stored.metadata, program)
-    path = output if one_file else output / f"{third_party.file_stem(stored.placeholder)}{formats.SUFFIX}"
+    path = output if one_file else output / f"{_file_stem(stored.placeholder)}{formats.SUFFIX}"
     _check_files(stored.placeholder, [path], overwrite)
     formats.write_files({path: (tensors, {**stored.metadata, "placeholder_token": stored.placeholder})})
     return [path]
+
+
+def _file_stem(placeholder: str) -> str:
+    """Name a file after a placeholder, such as dog for <dog>, because A1111 and ComfyUI take the file's name as the word."""
+    return re.sub(r"[^\w.-]+", "_", placeholder).strip("_.") or "concept"
 
 
 def _check_files(placeholder: str, paths: list[Path], overwrite: bool) -> None:

@@ -4,15 +4,14 @@ diffusers' scripts, A1111, ComfyUI, kohya, OneTrainer and InvokeAI store plain r
 each encoder. To add a format, add its row to `FORMATS`.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .registry import COMPONENTS, TEXT_ENCODERS, encoder_label, infer_encoders
+from .registry import COMPONENTS, MODEL_FAMILIES, TEXT_ENCODERS, encoder_label, infer_encoders
 
 Parts = dict[str | None, Tensor]  # rows, (n, d), by key of TEXT_ENCODERS; None for any encoder that they fit
 Concepts = dict[str | None, Parts]  # by placeholder; None if the file names none
@@ -31,12 +30,14 @@ class Format:
         encoder_keys: the program's keys, by key of TEXT_ENCODERS, if they differ; None for encoders that the program has no
             embeddings for.
         parse: reads files whose layout is more than one tensor for each key; returns None for files with another layout.
+        unread_families: families that the program has no embeddings for, although it has them for the encoder in others.
     """
 
     title: str
     lone_key: str
     encoder_keys: Mapping[str, str | None] = field(default_factory=dict)
     parse: Parser | None = None
+    unread_families: Set[str] = frozenset()
 
 
 def parse_a1111(tensors: Mapping[str, Any]) -> Concepts | None:
@@ -63,15 +64,18 @@ def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
     return {name: _parts(parts) for name, parts in bundled.items()} or None
 
 
+ONETRAINER_KEYS = {"t5xxl": "t5", "gemma2_2b": "gemma", "llama": "llama"}
 NOT_CLIP: dict[str, str | None] = {key: None for key, kind in TEXT_ENCODERS.items() if kind.model_type != "clip_text_model"}
 # All of them are read; `dti convert --to NAME` writes them.
 FORMATS: dict[str, Format] = {
-    # Its tokenizers of these have keys for embeddings, but never open the folder of embeddings.
-    "comfyui": Format("ComfyUI", "emb_params", dict.fromkeys(("gemma2_2b", "umt5xxl", "gemma3_12b", "qwen25_7b"))),
+    # Its tokenizers of these have keys for embeddings, but never open the folder of embeddings. Of Qwen3's two, FLUX.2's does.
+    "comfyui": Format(
+        "ComfyUI", "emb_params", dict.fromkeys(("gemma2_2b", "umt5xxl", "gemma3_12b", "qwen25_7b")), unread_families={"Z-Image"}
+    ),
     # Its embeddings are CLIP's. The layout is that of kohya and InvokeAI as well.
     "a1111": Format("A1111", "emb_params", NOT_CLIP, parse_a1111),
     "onetrainer": Format(
-        "OneTrainer", "emp_params", NOT_CLIP | {"t5xxl": "t5", "gemma2_2b": "gemma", "llama": "llama"}, parse_onetrainer_bundle
+        "OneTrainer", "emp_params", NOT_CLIP | ONETRAINER_KEYS, parse_onetrainer_bundle, unread_families={"Lumina 2"}
     ),
 }
 # Keys that are only read: those of diffusers' early scripts for pivotal tuning of SDXL, and "*" for rows that name no encoder.
@@ -188,6 +192,9 @@ def assign_components(keys: Iterable[str | None], default: str) -> dict[str, str
     """
     if set(keys) == {None}:
         return {default: None}
+    for family in MODEL_FAMILIES.values():
+        if set(family.encoders.values()) == set(keys):
+            return dict(family.encoders)
     found: dict[str, str | None] = {}
     for key in sorted((k for k in keys if k is not None), key=list(TEXT_ENCODERS).index):
         index = len(found)
@@ -214,9 +221,11 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
         The rows by the program's keys.
 
     Raises:
-        ValueError: if the program has no key for an encoder, or the same key for two.
+        ValueError: if the program has no embeddings for the family or an encoder, or the same key for two.
     """
     format = FORMATS[program]
+    if metadata.get("family") in format.unread_families:
+        raise ValueError(f"{format.title} has no embeddings for {metadata['family']}.")
     encoders = infer_encoders({c: r.shape[1] for c, r in rows.items()}, metadata)
     if len(encoders) == 1 and set(encoders.values()) <= {"clip_l", "clip_h", None}:
         (only,) = rows.values()
@@ -238,8 +247,3 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
     if len(set(names.values())) < len(names):
         raise ValueError(f"Two of its encoders would be called {' and '.join(names.values())}, which one file cannot hold.")
     return {names[component]: own for component, own in rows.items()}
-
-
-def file_stem(placeholder: str) -> str:
-    """Name a file after a placeholder, such as dog for <dog>, because A1111 and ComfyUI take the file's name as the word."""
-    return re.sub(r"[^\w.-]+", "_", placeholder).strip("_.") or "concept"

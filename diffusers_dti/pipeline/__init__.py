@@ -1,10 +1,11 @@
 """A concept in a pipeline.
 
 `text_encoders.py` finds a pipeline's text encoders, `tokenizer.py`, `table.py` and `vocabulary.py` change them, and
-`exchange.py` takes concepts out and puts others in by these, in all encoders or in none. `listing.py` says which concepts there
-are, and `loading.py` has the functions for users. `mixin.py` turns these into methods of every pipeline, and `registration.py`
-puts them there. `prompt_check.py` and `inspection.py` only read; `offload.py` handles offloaded weights, and `protocols.py`
-says what is expected of pipelines and tokenizers. Of the other folders only `concept/` is imported.
+`exchange.py` takes concepts out and puts others in by these, in all encoders or in none. `state.py` has what loading records on
+an encoder, `listing.py` says which concepts there are, and `loading.py` has the functions for users. `mixin.py`
+turns these into methods of every pipeline, and `registration.py` puts them there. `prompt_check.py` and `inspection.py` only
+read; `offload.py` handles offloaded weights, and `protocols.py` says what is expected of pipelines and tokenizers. Of the other
+folders only `concept/` is imported.
 """
 
 from ..notices import notice_dropped

@@ -15,7 +15,8 @@ from .offload import all_offload_disabled
 from .pooling import pooling_of, warn_if_mixed
 from .prompt_check import check_placeholder, warn_if_ordinary
 from .protocols import Pipeline
-from .text_encoders import LoadedConcept, Pooling, ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
+from .state import LoadedConcept, Pooling
+from .text_encoders import ScaleRule, TextEncoder, find_text_encoders, present_text_encoders, rescale
 from .transaction import write_rows
 from .vocabulary_check import check
 

@@ -11,7 +11,8 @@ from typing import Any
 from ..concept.checks import check_header
 from ..concept.inversion import DirectionalInversion
 from .protocols import Pipeline
-from .text_encoders import LoadedConcept, TextEncoder, present_text_encoders
+from .state import LoadedConcept
+from .text_encoders import TextEncoder, present_text_encoders
 from .tokenizer import token_names
 from .transaction import change, drop
 

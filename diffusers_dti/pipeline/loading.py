@@ -14,7 +14,8 @@ from .listing import directional_inversions
 from .locks import changing, check_not_in_training
 from .pooling import pooling_of
 from .protocols import Pipeline, Source, SourceByPlaceholder
-from .text_encoders import Pooling, ScaleRule, present_text_encoders
+from .state import Pooling
+from .text_encoders import ScaleRule, present_text_encoders
 
 _ONE_SOURCE = (str, Path, DirectionalInversion)  # a state dict has tensors
 
@@ -53,7 +54,7 @@ def load_directional_inversion(
     """Load a learned concept, or several, into every text encoder of a pipeline, as `pipe.load_directional_inversion` does.
 
     Args:
-        pipe: a diffusers pipeline in which each `text_encoder*` has a `tokenizer*`.
+        pipe: a diffusers pipeline in which each `text_encoder*` has a `tokenizer*`, or a processor with one.
         source: a Hub id, a folder, a file, a state dict, or a `DirectionalInversion`; for several concepts a list of
             them, or a mapping from placeholders to them.
         token: the placeholder to use in prompts, for several concepts a list of them; the files' own by default.

@@ -13,7 +13,8 @@ from . import loading
 from .listing import directional_inversions
 from .locks import hold_directional_inversions
 from .protocols import Source, SourceByPlaceholder
-from .text_encoders import Pooling, ScaleRule
+from .state import Pooling
+from .text_encoders import ScaleRule
 
 if TYPE_CHECKING:
     from diffusers.loaders import TextualInversionLoaderMixin as _Base  # its methods are there, by `_StockMethod`

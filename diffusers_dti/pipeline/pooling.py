@@ -10,7 +10,8 @@ from typing import Any, get_args
 from diffusers.utils import logging
 
 from ..concept.inversion import DirectionalInversion
-from .text_encoders import Pooling, TextEncoder, VocabularyState
+from .state import Pooling, VocabularyState
+from .text_encoders import TextEncoder
 from .transaction import change
 
 logger = logging.get_logger(__name__)

@@ -1,7 +1,7 @@
 """Find a pipeline's text encoders and measure their vocabularies. Nothing here writes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -15,56 +15,9 @@ from ..concept import registry
 from ..concept.checks import LARGEST_SCALE, SMALLEST_SCALE
 from ..concept.inversion import DirectionalInversion
 from .protocols import Pipeline, Tokenizer
+from .state import STATE_ATTRIBUTE, LoadedConcept, VocabularyState
 
-Pooling = Literal["eos", "legacy"]
 ScaleRule = Literal["mean", "min", "max"]
-
-# The attribute is set on the encoder, not on the pipeline: pipelines share encoders.
-STATE_ATTRIBUTE = "_directional_inversions"
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedConcept:
-    """One concept in one encoder's table.
-
-    Args:
-        inversion: the concept.
-        tokens: the tokens of its vectors.
-        ids: the ids of these tokens, which are its rows.
-        pooling: where CLIP's text vector is pooled while this concept is the last one loaded.
-        reused: whether a reopened pipeline already had these tokens and rows.
-    """
-
-    inversion: DirectionalInversion
-    tokens: list[str]
-    ids: list[int]
-    pooling: Pooling
-    reused: bool
-
-
-@dataclass(frozen=True)
-class VocabularyState:
-    """What unloading needs to put an encoder back.
-
-    Args:
-        table_rows: the length of the table before the first concept.
-        vocab_size: the config's `vocab_size` before the first concept.
-        tokens_without_row: the tokens whose ids were beyond the table.
-        concepts: the loaded concepts by placeholder, in order of loading.
-        overwritten_rows: spare rows, without a token, that concepts now use, by id.
-        legacy_eos: the config and modules whose own `eos_token_id` is 2.
-        reopened: whether the encoder was saved with concepts in it.
-        pooling: where it pooled before the first concept: "eos" if it was saved with concepts that do.
-    """
-
-    table_rows: int
-    vocab_size: int | None
-    tokens_without_row: frozenset[str]
-    concepts: dict[str, LoadedConcept] = field(default_factory=dict)
-    overwritten_rows: dict[int, Tensor] = field(default_factory=dict)
-    legacy_eos: list[Any] = field(default_factory=list)
-    reopened: bool = False
-    pooling: Pooling = "legacy"
 
 
 @dataclass(frozen=True)
@@ -75,16 +28,27 @@ class TextEncoder:
         component: the encoder's name in the pipeline, such as "text_encoder_2".
         tokenizer: the tokenizer whose ids the encoder reads.
         model: the encoder itself, a model of transformers.
+        twin: the tokenizer inside the pipeline's processor, if that is another one: Qwen-Image-Edit reads prompts with it.
     """
 
     component: str
     tokenizer: Tokenizer
     model: Any  # mypy cannot see `PreTrainedModel`, whose types differ between the supported versions
+    twin: Tokenizer | None = None
+
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """The tokenizers whose ids the encoder reads; they have the same vocabulary."""
+        return [self.tokenizer] if self.twin is None else [self.tokenizer, self.twin]
 
     @property
     def weight(self) -> nn.Parameter:
         """The table of input embeddings, (rows, d)."""
-        return self.model.get_input_embeddings().weight
+        try:
+            return self.model.get_input_embeddings().weight
+        except NotImplementedError:  # by Kandinsky 2.1's, AudioLDM 2's and BLIP Diffusion's encoders
+            tables: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
+            return max(tables, key=lambda table: table.num_embeddings).weight  # the others are of positions and types
 
     @property
     def width(self) -> int:
@@ -197,10 +161,25 @@ def present_text_encoders(pipe: Pipeline) -> dict[str, TextEncoder]:
     encoders = {}
     for name in sorted(n for n in components if n.startswith("text_encoder")):
         model: Any = components[name]
-        tokenizer: Any = components.get(name.replace("text_encoder", "tokenizer"))
-        if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings") and hasattr(tokenizer, "add_tokens"):
-            encoders[name] = TextEncoder(name, tokenizer, model)
+        tokenizers = _tokenizers_of(components, name)
+        if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings") and tokenizers:
+            encoders[name] = TextEncoder(name, tokenizers[0], model, *tokenizers[1:])
     return encoders
+
+
+def _tokenizers_of(components: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the tokenizers that a text encoder's ids come from: its own one, and its processor's if that is another."""
+    found: list[Any] = []
+    for role in ("tokenizer", "processor"):
+        part: Any = components.get(name.replace("text_encoder", role))
+        if not hasattr(part, "add_tokens"):  # a processor, as FLUX.2's `tokenizer` is: it has one
+            part = getattr(part, "tokenizer", None)
+        if hasattr(part, "add_tokens") and part not in found:
+            found.append(part)
+    # The processor of LTX-2.5 is for another model.
+    if len(found) == 2 and (components.get("prompt_enhancer") or found[0].vocab_size != found[1].vocab_size):
+        del found[1]
+    return found
 
 
 def _describe_missing(pipe: Pipeline) -> str:

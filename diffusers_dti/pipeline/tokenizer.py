@@ -133,14 +133,12 @@ def _removal_from_fast(tokenizer: Any, names: Set[str]) -> Callable[[ExitStack],
 
 
 def _removal_from_slow(tokenizer: Any, names: Set[str], moved: Mapping[int, int]) -> Callable[[ExitStack], None]:
-    from transformers.tokenization_utils import Trie  # the slow tokenizers of transformers 4
-
     kept = {moved.get(i, i): t for i, t in tokenizer._added_tokens_decoder.items() if t.content not in names}
 
     def remove(undo: ExitStack) -> None:
         change(undo, tokenizer, "_added_tokens_decoder", kept)
         change(undo, tokenizer, "_added_tokens_encoder", {t.content: i for i, t in kept.items()})
-        change(undo, tokenizer, "tokens_trie", Trie())
+        change(undo, tokenizer, "tokens_trie", type(tokenizer.tokens_trie)())
         change(undo, tokenizer, "total_vocab_size", tokenizer.total_vocab_size)
         tokenizer._update_trie()
         tokenizer._update_total_vocab_size()

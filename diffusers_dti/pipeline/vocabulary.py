@@ -17,8 +17,9 @@ import torch
 from ..concept.inversion import DirectionalInversion
 from .listing import record
 from .pooling import LEGACY_POOLING, current_pooling, legacy_holders, set_pooling
+from .state import STATE_ATTRIBUTE, LoadedConcept, Pooling, VocabularyState
 from .table import length_for, moved_rows, room_for, set_table
-from .text_encoders import STATE_ATTRIBUTE, LoadedConcept, Pooling, TextEncoder, VocabularyState
+from .text_encoders import TextEncoder
 from .tokenizer import NewTokens, add_tokens, known_tokens, removal, start_expanding, stop_expanding, token_names
 from .transaction import change, drop, write_rows
 from .vocabulary_check import find_existing
@@ -56,9 +57,15 @@ class _Addition:
         encoder, state, old = self.encoder, self.state, self.encoder.weight
         _forget_lost(undo, encoder)
         added = [NewTokens(c.tokens, c.inversion.metadata.get("prefix_space") == "absorbed") for c in self.new]
-        add_tokens(undo, encoder.tokenizer, added)
+        for tokenizer in encoder.tokenizers:
+            add_tokens(undo, tokenizer, added)
         for concept in self.new:
             concept.ids.extend(encoder.tokenizer.convert_tokens_to_ids(concept.tokens))
+            if encoder.twin is not None and encoder.twin.convert_tokens_to_ids(concept.tokens) != concept.ids:
+                raise ValueError(
+                    f"{encoder.component}'s tokenizer and its processor's have different tokens. Unload the concepts that were "
+                    "loaded by another pipeline with the same text encoder, and load them here."
+                )
         spare = {id for concept in self.new for id in concept.ids if id < state.table_rows}
         overwritten = {id: old[id].detach().clone() for id in spare - state.overwritten_rows.keys()}
         ids = torch.tensor([id for concept in self.concepts for id in concept.ids])
@@ -72,7 +79,8 @@ class _Addition:
             table[ids.to(table.device)] = rows.to(table)
             set_table(undo, encoder, table, len(table))
         added_now = {concept.inversion.placeholder_token: concept for concept in self.concepts}
-        start_expanding(undo, encoder.tokenizer, {placeholder: c.tokens for placeholder, c in added_now.items()})
+        for tokenizer in encoder.tokenizers:
+            start_expanding(undo, tokenizer, {placeholder: c.tokens for placeholder, c in added_now.items()})
         _set_state(
             undo,
             encoder,
@@ -155,7 +163,7 @@ class _Removal:
         restored = {id: row for id, row in state.overwritten_rows.items() if id >= self.first and id not in used}
         self.part = moved_rows(rows, self.first, self.total, moved, restored, state.table_rows)
         self.table = None if self.total == len(rows) else torch.cat([rows.detach()[: min(self.first, self.total)], self.part])
-        self.remove_tokens = removal(encoder.tokenizer, names, moved)
+        self.token_removals = [removal(tokenizer, names, moved) for tokenizer in encoder.tokenizers]
         concepts = {}
         for placeholder, concept in state.concepts.items():
             if concept not in self.removed:
@@ -175,8 +183,9 @@ class _Removal:
     def make(self, undo: ExitStack) -> None:
         """Change the tokenizer, the table and the record."""
         encoder, state = self.encoder, self.state
-        self.remove_tokens(undo)
-        stop_expanding(undo, encoder.tokenizer, self.placeholders)
+        for remove_tokens, tokenizer in zip(self.token_removals, encoder.tokenizers, strict=True):
+            remove_tokens(undo)
+            stop_expanding(undo, tokenizer, self.placeholders)
         if self.table is None:
             write_rows(undo, encoder.weight, torch.arange(self.first, self.total), self.part)
         else:
@@ -225,5 +234,6 @@ def _forget_lost(undo: ExitStack, encoder: TextEncoder) -> None:
     """Remove concepts from the record that stock `unload_textual_inversion` has taken out of the encoder."""
     recorded, now = encoder.recorded, encoder.state
     if recorded is not None and now is not None and len(now.concepts) < len(recorded.concepts):
-        stop_expanding(undo, encoder.tokenizer, recorded.concepts.keys() - now.concepts.keys())
+        for tokenizer in encoder.tokenizers:
+            stop_expanding(undo, tokenizer, recorded.concepts.keys() - now.concepts.keys())
         _set_state(undo, encoder, now)

@@ -35,7 +35,8 @@ def check(encoder: TextEncoder, inversions: Sequence[DirectionalInversion], reus
             "bitsandbytes and torchao leave it by default."
         )
     concepts = encoder.concepts
-    own = known_tokens(encoder.tokenizer, [token for concept in concepts.values() for token in concept.tokens])
+    tokens = [token for concept in concepts.values() for token in concept.tokens]
+    own = set.intersection(*(known_tokens(tokenizer, tokens) for tokenizer in encoder.tokenizers))
     elsewhere = [placeholder for placeholder, concept in concepts.items() if not own.issuperset(concept.tokens)]
     if inversions and elsewhere:
         raise ValueError(

@@ -11,7 +11,8 @@ from ..concept.inversion import DirectionalInversion
 from ..concept.methods import METHODS
 from ..data.subject_fields import LearnableProperty
 from ..families.base import Family
-from ..pipeline.text_encoders import Pooling, ScaleRule
+from ..pipeline.state import Pooling
+from ..pipeline.text_encoders import ScaleRule
 from .defaults import (
     AdapterKind,
     DirectionOptimizer,

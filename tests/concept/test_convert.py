@@ -11,7 +11,7 @@ import torch
 from helpers import rows_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_third_party import ONE, THREE, TWO, rows
+from test_third_party import FOUR, ONE, THREE, TWO, rows
 
 from diffusers_dti import DirectionalInversion
 from diffusers_dti.cli import main
@@ -20,10 +20,17 @@ from diffusers_dti.concept.source import read_stored
 from diffusers_dti.pipeline.tokenizer import token_names
 
 L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
+FOUR_PARTS = {ONE: L, TWO: G, THREE: T5, FOUR: rows(4096, seed=1)}
 SMALL = {ONE: rows(16), TWO: rows(24)}
 NO_GEMMA, NO_UMT5 = "Gemma 2 2B (SANA, Lumina 2)", "UMT5-XXL (Wan)"
 NO_T5 = "T5-XXL (Flux, SD3, PixArt, Chroma, LTX-Video)"
-NO_QWEN, NO_LLAMA = "Qwen3 8B (FLUX.2 klein 9B)", "Llama 3 8B (HiDream, HunyuanVideo)"
+NO_QWEN4, NO_QWEN8, NO_QWEN25 = (
+    "Qwen3 4B (Z-Image, FLUX.2 klein 4B)",
+    "Qwen3 8B (FLUX.2 klein 9B)",
+    "Qwen2.5-VL 7B (Qwen-Image)",
+)
+NO_LLAMA, NO_MISTRAL = "Llama 3 8B (HiDream, HunyuanVideo)", "Mistral Small 3 (FLUX.2 dev)"
+NO_GEMMA3 = "Gemma 3 12B (LTX-2)"
 BOTH = ["clip_l", "clip_g"]
 CONCEPTS = {  # metadata, rows, and the keys for ComfyUI, A1111 and OneTrainer by component, or what the program cannot use
     "SD1": ({}, {ONE: L}, ["emb_params"], ["emb_params"], ["emp_params"]),
@@ -36,7 +43,17 @@ CONCEPTS = {  # metadata, rows, and the keys for ComfyUI, A1111 and OneTrainer b
     "Wan": ({"family": "Wan"}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
     "Wan, by its file": ({"encoders": {ONE: "umt5xxl"}}, {ONE: T5}, NO_UMT5, NO_UMT5, NO_UMT5),
     "PixArt, by its file": ({"encoders": {ONE: "t5xxl"}}, {ONE: T5}, ["t5xxl"], NO_T5, ["t5"]),
-    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], f"{NO_T5} or {NO_UMT5} or {NO_QWEN} or {NO_LLAMA}", ["emp_params"]),
+    "T5 or UMT5": ({}, {ONE: T5}, ["emb_params"], f"{NO_T5} or {NO_UMT5} or {NO_QWEN8} or {NO_LLAMA}", ["emp_params"]),
+    "Z-Image": ({"family": "Z-Image"}, {ONE: rows(2560)}, "Z-Image", NO_QWEN4, NO_QWEN4),
+    "klein": ({"family": "FLUX.2 klein"}, {ONE: rows(2560)}, ["qwen3_4b"], NO_QWEN4, NO_QWEN4),
+    "klein 9B": ({"family": "FLUX.2 klein"}, {ONE: T5}, ["qwen3_8b"], NO_QWEN8, NO_QWEN8),
+    "FLUX.2 dev": ({}, {ONE: rows(5120)}, ["mistral3_24b"], NO_MISTRAL, NO_MISTRAL),
+    "Qwen-Image": ({"family": "Qwen-Image"}, {ONE: rows(3584)}, NO_QWEN25, NO_QWEN25, NO_QWEN25),
+    "Lumina 2": ({"family": "Lumina 2"}, {ONE: GEMMA}, NO_GEMMA, NO_GEMMA, "Lumina 2"),
+    "LTX-2": ({}, {ONE: rows(3840)}, NO_GEMMA3, NO_GEMMA3, NO_GEMMA3),
+    "HunyuanVideo": ({}, {ONE: T5, TWO: L}, ["llama", "clip_l"], NO_LLAMA, ["llama", "clip_l"]),
+    "HiDream": ({}, FOUR_PARTS, [*BOTH, "t5xxl", "llama"], f"{NO_T5}, {NO_LLAMA}", [*BOTH, "t5", "llama"]),
+    "small Flux": ({"family": "Flux"}, SMALL, ["clip_l", "t5xxl"], NO_T5, ["clip_l", "t5"]),
     "small SD": ({}, {ONE: rows(16)}, ["emb_params"], ["emb_params"], ["emp_params"]),
     "small SDXL": ({}, SMALL, BOTH, BOTH, BOTH),
     "small SANA": ({"family": "SANA"}, {ONE: rows(16)}, NO_GEMMA, NO_GEMMA, ["gemma"]),

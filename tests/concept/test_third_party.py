@@ -19,7 +19,7 @@ def rows(width, vectors=2, seed=0):
     return torch.randn(vectors, width, generator=torch.Generator().manual_seed(seed + width))
 
 
-L, H, G, T5, GEMMA = (rows(width) for width in (768, 1024, 1280, 4096, 2304))
+L, H, G, T5, GEMMA, QWEN, MISTRAL = (rows(width) for width in (768, 1024, 1280, 4096, 2304, 2560, 5120))
 ONE, TWO, THREE, FOUR = third_party.COMPONENTS
 # what a program writes, the placeholder in it, and the rows by component with the encoder that they are for
 FILES = {
@@ -39,6 +39,14 @@ FILES = {
     "ComfyUI, bigG alone": ({"clip_g": G}, None, {TWO: ("clip_g", G)}),
     "ComfyUI, Wan": ({"umt5xxl": T5}, None, {ONE: ("umt5xxl", T5)}),
     "ComfyUI, Gemma": ({"gemma2_2b": GEMMA}, None, {ONE: ("gemma2_2b", GEMMA)}),
+    "ComfyUI, klein": ({"qwen3_4b": QWEN}, None, {ONE: ("qwen3_4b", QWEN)}),
+    "ComfyUI, klein 9B": ({"qwen3_8b": T5}, None, {ONE: ("qwen3_8b", T5)}),
+    "ComfyUI, FLUX.2 dev": ({"mistral3_24b": MISTRAL}, None, {ONE: ("mistral3_24b", MISTRAL)}),
+    "ComfyUI, HunyuanVideo": ({"clip_l": L, "llama": T5}, None, {ONE: ("llama", T5), TWO: ("clip_l", L)}),
+    "OneTrainer, HiDream": (
+        {"llama": T5, "t5": T5 + 1, "clip_g": G, "clip_l": L}, None,
+        {ONE: ("clip_l", L), TWO: ("clip_g", G), THREE: ("t5xxl", T5 + 1), FOUR: ("llama", T5)},
+    ),
     "kohya, InvokeAI": ({"emb_params": L}, None, {ONE: (None, L)}),
     "OneTrainer": ({"emp_params": L}, None, {ONE: (None, L)}),
     "OneTrainer, SANA": ({"gemma": GEMMA}, None, {ONE: ("gemma2_2b", GEMMA)}),
