@@ -96,6 +96,7 @@ def test_the_loss_is_the_formula(pipe, loop_of, method):
 def test_prompts_in_a_template(modern, loop_of, name):
     """The template's tokens are context tokens too."""
     pipe, seen, prompt = fresh_copy(modern(name)), [], "a {} near the beach"
+    pipe.system_prompt = "an old photo"  # Lumina 2's is longer, and distances then smaller
 
     def look(loop, trainer, step):
         with torch.no_grad():
@@ -106,6 +107,7 @@ def test_prompts_in_a_template(modern, loop_of, name):
         distances = 1 - cosine_similarity(now, noun, dim=-1)
         expected = (distances.sum() - distances[placeholder]) / (len(ids) - 1)
         loss = loop.stepper.context_losses["<dog>"](0, 2)
+        print(f"{name}: {loss.item():.3e}, written {expected.item():.3e}")
         assert loss.item() == pytest.approx(expected.item(), rel=1e-3) and expected > 1e-4
         rows = loop.concepts[0].rows["text_encoder"]
         rows.direction.grad = None
@@ -113,8 +115,7 @@ def test_prompts_in_a_template(modern, loop_of, name):
         assert rows.direction.grad.isfinite().all() and rows.direction.grad.any()
         seen.append(step)
 
-    # At another norm, for a distance far above rounding.
-    loop_of(pipe, look, token_scale=30.0, context_lambda=0.5, context_prompts=[prompt], max_train_steps=1)
+    loop_of(pipe, look, learning_rate=0.3, context_lambda=0.5, context_prompts=[prompt], max_train_steps=1)
     assert seen == [1]
 
 
