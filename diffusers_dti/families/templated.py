@@ -85,6 +85,11 @@ class TemplatedEncoder:
         """The tokens that all texts begin with."""
         # By comparison, not from the template's text: a tokenizer may join its last space to the prompt's first word.
         one, other = self._ids("a").tolist(), self._ids("1").tolist()
+        if one == other:
+            raise ValueError(
+                f"{self.family.name} reads {len(one)} tokens of a text, and those before the prompt are as many: shorten the "
+                "pipeline's system prompt."
+            )
         same = [a == b for a, b in zip(one, other)]
         return one[: same.index(False)]
 

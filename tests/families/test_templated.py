@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tiny_modern import qwen3_encoder, qwen_tokenizer
-from tiny_pipelines import gemma_encoder, gemma_tokenizer
+from tiny_pipelines import fresh_copy, gemma_encoder, gemma_tokenizer
 
-from diffusers_dti.families import templated
+from diffusers_dti.families import find_family, templated
 from diffusers_dti.families.sana import Sana
 from diffusers_dti.families.templated import TemplatedEncoder
 
@@ -87,3 +87,10 @@ def test_padding_and_truncation(tmp_path):
     expected = model(**inputs, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
     assert mask.sum(-1).tolist() == [2, 12]
+
+
+def test_a_template_that_leaves_no_place_for_the_prompt(modern):
+    pipe = fresh_copy(modern("lumina2"))
+    pipe.system_prompt = "a dog " * 200
+    with pytest.raises(ValueError, match="Lumina 2 reads 256 tokens of a text.*shorten the pipeline's system prompt"):
+        find_family(pipe).encode_prompts(["a dog"], [0])
