@@ -16,6 +16,14 @@ PREDICTION_TYPES = ("flow_prediction", "trigflow")
 class FlowFamily(Family):
     """Share what the flow matching families have in common. All noise levels have the same weight."""
 
+    # The authors' settings for SANA (paper, appendix; their launchers and advice).
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "resolution": 1024,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 500,
+        "kappa": 5e-5,
+    }
     scheduler: FlowMatchEulerDiscreteScheduler
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
@@ -47,17 +55,10 @@ class FlowFamily(Family):
 class KLFlowFamily(FlowFamily):
     """Share what families have in common whose transformer takes 2 x 2 patches of an `AutoencoderKL`'s latents.
 
-    The paper has no settings for them. They get SANA's, at their own resolution.
+    The paper has no settings for them. They get SANA's.
     """
 
     denoisers = ("transformer",)
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "resolution": 1024,
-        "train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_train_steps": 500,
-        "kappa": 5e-5,
-    }
     token_states = False
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, uncompiled_component
 from .flow import KLFlowFamily
-from .templated import TemplatedEncoder
+from .templated import TemplatedEncoder, as_message
 
 LAYERS = (9, 18, 27)  # the default of the pipeline's call
 
@@ -44,10 +44,7 @@ class Flux2Klein(KLFlowFamily):
 
     def clean_prompt(self, prompt: str) -> str:
         """Return a prompt in Qwen3's chat template, with thinking switched off."""
-        message = [{"role": "user", "content": prompt}]
-        return self.pipe.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        return as_message(self.pipe.tokenizer, prompt, thinking=False)
 
     @functools.cached_property
     def encoder(self) -> TemplatedEncoder:

@@ -26,15 +26,7 @@ class Sana(FlowFamily):
     name = "SANA"
     denoisers = ("transformer",)
     text_length = 300
-    # The authors' settings (paper, appendix; their launchers and advice).
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "resolution": 1024,
-        "train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_train_steps": 500,
-        "kappa": 5e-5,
-        "zero_pad": True,
-    }
+    defaults: ClassVar[Mapping[str, Any]] = {**FlowFamily.defaults, "zero_pad": True}
 
     @classmethod
     def matches(cls, pipe: Pipeline) -> bool:

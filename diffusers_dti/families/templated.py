@@ -101,3 +101,10 @@ class TemplatedEncoder:
             out = self.model(input_ids=ids, use_cache=True, output_hidden_states=True)
         states = torch.cat([out.hidden_states[layer] for layer in self.layers], -1)
         return states, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+
+def as_message(tokenizer: Any, prompt: str, thinking: bool) -> str:
+    """Return a prompt as a user's message in Qwen3's chat template, with thinking switched on or off."""
+    message = [{"role": "user", "content": prompt}]
+    text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    return text

@@ -22,14 +22,7 @@ class Wan(FlowFamily):
     denoisers = ("transformer", "transformer_2")
     text_length = 512
     # The authors' settings (their launcher).
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "resolution": 512,
-        "train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_train_steps": 500,
-        "kappa": 5e-5,
-        "zero_pad": False,
-    }
+    defaults: ClassVar[Mapping[str, Any]] = {**FlowFamily.defaults, "resolution": 512, "zero_pad": False}
 
     @classmethod
     def matches(cls, pipe: Pipeline) -> bool:

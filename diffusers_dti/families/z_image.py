@@ -10,7 +10,7 @@ from torch import Tensor
 from ..pipeline.protocols import Pipeline
 from .base import Batch, Conditioning, uncompiled_component
 from .flow import KLFlowFamily
-from .templated import TemplatedEncoder
+from .templated import TemplatedEncoder, as_message
 
 
 class ZImage(KLFlowFamily):
@@ -36,10 +36,7 @@ class ZImage(KLFlowFamily):
 
     def clean_prompt(self, prompt: str) -> str:
         """Return a prompt in Qwen3's chat template."""
-        message = [{"role": "user", "content": prompt}]
-        return self.pipe.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
+        return as_message(self.pipe.tokenizer, prompt, thinking=True)
 
     @functools.cached_property
     def encoder(self) -> TemplatedEncoder:

@@ -22,7 +22,7 @@ def frozen(family: Family) -> Iterator[None]:
     Eval mode also keeps the encoders' dropout off (the authors' `.train()` turns UMT5's on). On the device is only what
     gradients pass, or with the pipeline offloaded nothing: see `at_work`, and `Family.encode_images` for the VAE.
     """
-    assert family.device  # read before the hooks that know it are gone
+    _ = family.device  # read before the hooks that know it are gone
     modules = [m for m in family.pipe.components.values() if isinstance(m, nn.Module)]
     kept = {id(m) for m in passed_by_gradients(family)}
     with ExitStack() as stack:

@@ -135,7 +135,7 @@ class Run:
         """Read the photos, and load the concept as it starts."""
         trainer = self.trainer
         trainer.family.forget()
-        assert trainer.family.device  # read before the hooks that know it are gone, see `frozen`
+        _ = trainer.family.device  # read before the hooks that know it are gone, see `frozen`
         self.photos = photos_by_placeholder(trainer.config, self.images, self.captions, None)
         folders.enter_context(writing(trainer.config.output_dir))
         config, self.starts = choose_starts(trainer.family, trainer._given_config, self.photos)

@@ -1,4 +1,4 @@
-"""Learn a dev subject in a world, and paint it beside the word alone and the description: `python learned.py --world zimage`.
+"""Learn a dev subject in a world, and paint it beside the word alone and the description: `python learned.py --world sana`.
 
 The sheet shows four of the ten prompts. Its scores are those of all ten.
 """
@@ -21,7 +21,7 @@ SHOWN = (0, 1, 3, 6)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", default="zimage", choices=WORLDS, help="the world (default: zimage)")
+    parser.add_argument("--world", default="sdxl", choices=WORLDS, help="the world (default: sdxl)")
     parser.add_argument("--subject", type=int, default=0, help="which of the dev subjects, 0 to 5 (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("out/learned.png"), help="file for the sheet")
     args = parser.parse_args()
