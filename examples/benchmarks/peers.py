@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--authors_options", nargs="*", default=[], help="further options of its script")
     parser.add_argument("--diffusers", type=Path, help="folder of diffusers' repository")
     parser.add_argument("--batch", type=int, default=1, help="batch size (default: 1)")
-    parser.add_argument("--steps", type=int, nargs=2, default=[10, 50], help="the two numbers of steps (default: 10 50)")
+    parser.add_argument("--steps", type=int, nargs=2, default=[10, 160], help="the two numbers of steps (default: 10 160)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pretraining
 import scenes
 import torch
+import torch.nn.functional as F
 from coverage import chats
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from gates import WORLDS
@@ -157,10 +158,11 @@ def train_text(work: Path, steps: int = 1000) -> None:
     norms = 1.2 * torch.exp(0.1 * torch.randn(len(tokenizer), 1))
 
     def read(captions: list[str]) -> list[tuple[Tensor, Tensor]]:
-        states = encode(tokenizer, encoder, captions)
+        # Normalized for the heads: these states have no norm after them and are small, so the heads would hardly learn.
+        states = [F.rms_norm(s, s.shape[-1:]) for s in encode(tokenizer, encoder, captions)]
         return [(torch.nn.utils.rnn.pad_sequence(states, batch_first=True), torch.stack([s[-1] for s in states]))]
 
-    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps, WORLDS["zimage"].quoted)
+    pretraining.train_text(work, {"text_encoder": encoder}, [norms], read, steps, WORLDS["zimage"].quoted, 3e-3)
 
 
 def load_frozen(work: Path) -> tuple[Qwen2TokenizerFast, Qwen3Model, AutoencoderKL]:

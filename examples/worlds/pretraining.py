@@ -111,6 +111,7 @@ def train_text(
     read: Callable[[list[str]], list[tuple[Tensor, Tensor]]],
     steps: int,
     quoted: str = "{}",
+    learning_rate: float = 1e-3,
 ) -> None:
     """Train the text encoders with heads that read the named attributes. The heads are discarded afterwards.
 
@@ -121,6 +122,7 @@ def train_text(
         read: returns for captions each encoder's states, (n, length, d) with zeros at padding, and a summary, (n, d).
         steps: optimizer steps.
         quoted: a word in quotation marks, see `with_quotes`.
+        learning_rate: the highest learning rate.
     """
     widths = [e.config.hidden_size for e in encoders.values()]
     # Read from single tokens too, through attention pooling: the denoiser attends to tokens, not to one vector.
@@ -131,8 +133,8 @@ def train_text(
     parameters = list(heads.parameters())
     for encoder in encoders.values():
         parameters += encoder.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     stage = Stage(work, "text", {**encoders, "heads": heads, "optimizer": optimizer, "schedule": schedule})
     rng = random.Random(stage.step)
     tables = [e.get_input_embeddings() for e in encoders.values()]
@@ -246,6 +248,7 @@ def main(
     parser.add_argument("--out", type=Path, default=out, help="folder for the exported pipeline")
     args = parser.parse_args()
     torch.set_num_threads(1)  # if another process is busy, two threads are many times slower than one
+    torch.set_flush_denormal(True)  # a saturated softmax is full of them, and each is slow
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "export":
         export(args.work, args.out)
