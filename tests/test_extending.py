@@ -16,7 +16,7 @@ from diffusers_dti.concept.methods import METHODS, Method
 from diffusers_dti.concept.model_card import model_card
 from diffusers_dti.concept.registry import MODEL_FAMILIES, ModelFamily
 from diffusers_dti.concept.third_party import FORMATS, Format
-from diffusers_dti.families.stable_diffusion import UNetFamily
+from diffusers_dti.families.ddpm import DDPMFamily
 from diffusers_dti.pipeline.inspection import inspect, table
 
 CITATION = "Made-Up Inversion ([Nobody, 2030](https://example.org/made-up))"
@@ -26,8 +26,9 @@ class MadeUpPipeline(StableDiffusionPipeline):
     """A UNet that is told of the prompt by T5: no family of the package accepts it."""
 
 
-class MadeUp(UNetFamily):
+class MadeUp(DDPMFamily):
     name = "Made-Up"
+    denoisers = ("unet",)
     text_length = 24
     defaults = {  # noqa: RUF012 (as in the other families)
         "resolution": 16,

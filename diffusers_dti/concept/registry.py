@@ -97,6 +97,10 @@ _ROWS = (
     ),
     ModelFamily("FLUX.2 dev", {"text_encoder": "mistral3_24b"}),
     ModelFamily("Qwen-Image", {"text_encoder": "qwen25_7b"}, tags=("qwen-image",), declares_encoders=True),
+    ModelFamily(
+        "PixArt", {"text_encoder": "t5xxl"}, tags=("pixart",), label="Wan, or another with a T5-XXL or UMT5-XXL",
+        declares_encoders=True,
+    ),
     ModelFamily("LTX-2", {"text_encoder": "gemma3_12b"}, "text-to-video"),
 )  # fmt: skip
 MODEL_FAMILIES = {row.name: row for row in _ROWS}

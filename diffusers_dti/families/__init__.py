@@ -5,6 +5,7 @@ from .base import Batch, Conditioning, Family
 from .flux import Flux
 from .flux2_klein import Flux2Klein
 from .lumina2 import Lumina2
+from .pixart import PixArt
 from .qwen_image import QwenImage
 from .sana import Sana
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
@@ -15,7 +16,7 @@ from .z_image import ZImage
 __all__ = ["FAMILIES", "Batch", "Conditioning", "Family", "find_family"]
 
 FAMILIES: list[type[Family]] = [
-    StableDiffusionXL, StableDiffusion, Sana, Wan, ZImage, Lumina2, StableDiffusion3, Flux, Flux2Klein, QwenImage,
+    StableDiffusionXL, StableDiffusion, Sana, Wan, ZImage, Lumina2, StableDiffusion3, Flux, Flux2Klein, QwenImage, PixArt,
 ]  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     denoisers: ClassVar[tuple[str, ...]]
-    text_length: ClassVar[int]
+    text_length: int
     defaults: ClassVar[Mapping[str, Any]]
     token_states: ClassVar[bool] = True
     editors: ClassVar[tuple[str, ...]] = ()

@@ -4,63 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from PIL import Image
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ..pipeline.protocols import Pipeline
-from .base import Batch, Conditioning, Family, uncompiled_component
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-class UNetFamily(Family):
-    """Share the forward process, the VAE's posterior, and the target of the scheduler's prediction type."""
-
-    denoisers = ("unet",)
-    text_length = 77
-    scheduler: DDPMScheduler
-
-    def training_scheduler(self) -> DDPMScheduler:
-        config = self.pipe.scheduler.config
-        if "beta_schedule" not in config or config.get("prediction_type") not in PREDICTION_TYPES:
-            raise ValueError(
-                f"{type(self.pipe.scheduler).__name__} with prediction_type {config.get('prediction_type')!r} has no forward "
-                f"process to train with: that takes a `beta_schedule` and one of {', '.join(PREDICTION_TYPES)}. Give the "
-                "pipeline the scheduler that its model was trained with."
-            )
-        return DDPMScheduler.from_config(config)
-
-    @property
-    def resolution_step(self) -> int:
-        return self.pipe.vae_scale_factor
-
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        vae = self.pipe.vae
-        posterior, scale = vae.encode(pixels).latent_dist, vae.config.scaling_factor
-        return posterior.mean * scale, posterior.std * scale
-
-    def noisy_latents(self, batch: Batch) -> Tensor:
-        """Add noise to the latents at the batch's timesteps, in the UNet's dtype."""
-        return self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps).to(self.dtypes["unet"])
-
-    def target(self, batch: Batch) -> Tensor:
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type == "epsilon":
-            return batch.noise
-        if prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-        return batch.latents
-
-    def generate(self, prompt: str, resolution: int, generator: torch.Generator) -> Image.Image:
-        """Generate at the pipeline's own size."""
-        return self.pipe(prompt, generator=generator).images[0]
+from .base import Batch, Conditioning, uncompiled_component
+from .ddpm import DDPMFamily
 
 
-class StableDiffusionXL(UNetFamily):
+class StableDiffusionXL(DDPMFamily):
     """SDXL and its variants with both encoders and a plain UNet: img2img, ControlNet, fine-tunes."""
 
     name = "SDXL"
+    denoisers = ("unet",)
+    text_length = 77
     # The authors' settings (paper, appendix; their launchers).
     defaults: ClassVar[Mapping[str, Any]] = {
         "resolution": 768,
@@ -100,10 +57,12 @@ class StableDiffusionXL(UNetFamily):
         ).sample
 
 
-class StableDiffusion(UNetFamily):
+class StableDiffusion(DDPMFamily):
     """Stable Diffusion 1.5 and 2.x, and their variants with a plain UNet: img2img, ControlNet, fine-tunes."""
 
     name = "Stable Diffusion 1.5 and 2.x"
+    denoisers = ("unet",)
+    text_length = 77
     # The paper has no settings for these models. They get SDXL's, at their own resolution.
     defaults: ClassVar[Mapping[str, Any]] = {**StableDiffusionXL.defaults, "resolution": 512}
 

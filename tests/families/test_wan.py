@@ -3,8 +3,64 @@
 import pytest
 import torch
 from helpers import family_batch, family_loss
+from tiny_pipelines import build_wan
 
 from diffusers_dti import DTITrainer
+from diffusers_dti.families import Batch, find_family
+
+
+def build_ti2v(tmp):
+    """Build Wan 2.2 TI2V-5B, small: a VAE of 16 x 16 behind patches of 2 x 2, and a time for each token."""
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    parts = build_wan(tmp).components
+    torch.manual_seed(7)
+    mean, std = torch.randn(12).tolist(), (1 + torch.rand(12)).tolist()
+    parts["vae"] = AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=8, z_dim=12, dim_mult=[1, 1, 1, 1], num_res_blocks=1, is_residual=True, patch_size=2,
+        temperal_downsample=[False, True, True], in_channels=12, out_channels=12, scale_factor_spatial=16, latents_mean=mean,
+        latents_std=std,
+    )  # fmt: skip
+    parts["transformer"] = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=12, out_channels=12, text_dim=16, freq_dim=16, ffn_dim=32,
+        num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    pipe = WanPipeline(**parts, expand_timesteps=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_wan22_ti2v_is_trained_as_its_own_pipeline(tmp_path, photos, monkeypatch):
+    """Its sampler gives each token a time, here all the same one. Our prediction, with one time a sample, is what it gets."""
+    pipe, seen = build_ti2v(tmp_path), {}
+    family, step = find_family(pipe), type(pipe.scheduler).step
+    assert family.resolution_step == 32
+
+    def note(self, output, timestep, sample, **kwargs):
+        seen.update(output=output, sigma=float(timestep) / 1000, sample=sample)
+        return step(self, output, timestep, sample, **kwargs)
+
+    size = {"height": 64, "width": 64, "num_frames": 1}
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(type(pipe.scheduler), "step", note)
+        pipe("a dog on the beach", **size, guidance_scale=1.0, num_inference_steps=2, output_type="latent")
+        batch = Batch(seen["sample"], seen["sample"], None, torch.zeros(1), [], [], [], (64, 64), [])
+        patch.setattr(family, "noisy_latents", lambda batch: (batch.latents, torch.tensor([seen["sigma"]])))
+        prediction = family.predict(batch, family.encode_prompts(["a dog on the beach"], [0]))
+        torch.testing.assert_close(prediction, seen["output"], rtol=1e-4, atol=1e-5)
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with monkeypatch.context() as patch, torch.no_grad():
+        ((latents, _),) = family.encode_images(pixels)
+        patch.setattr(type(pipe.scheduler), "step", lambda *args, **kwargs: (latents,))
+        decoded = pipe("a dog", **size, guidance_scale=1.0, num_inference_steps=1, output_type="pt").frames[:, 0]
+        expected = pipe.vae.decode(pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()).sample[:, :, 0]
+        torch.testing.assert_close(decoded, (expected / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=1e-3)
+    settings = {"resolution": 64, "train_batch_size": 2, "gradient_accumulation_steps": 1, "max_train_steps": 8}
+    settings |= {"learning_rate": 0.1, "scale_lr": False, "heldout_loss_steps": 4}
+    trainer = DTITrainer(pipe, placeholder_token="<dog>", initializer_token="dog", **settings)
+    trainer.fit(photos)
+    heldout = [entry["heldout_loss"] for entry in trainer.history if "heldout_loss" in entry]
+    assert heldout[-1] < heldout[0]
 
 
 def test_each_of_wans_two_transformers_takes_its_side_of_the_boundary(wan22):
