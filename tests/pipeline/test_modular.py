@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from helpers import differing, hooks, states
 from tiny_pipelines import CALLS, generate
 
-from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
+from diffusers_dti.pipeline.opening import DTYPE_ARGUMENT
 from diffusers_dti.pipeline import exchange, matching, vocabulary
 
 CLASSES = {"StableDiffusionXLPipeline": StableDiffusionXLModularPipeline, "WanPipeline": WanModularPipeline}

@@ -1,0 +1,86 @@
+"""The page: its tabs, and how it is served."""
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import photos, train_tab
+from .models import Models, Opening
+from .page import Studio
+from .runner import Runner
+from .shelf import Shelf
+
+CSS = """
+footer { display: none !important; }
+#bar progress { width: 100%; height: 14px; accent-color: var(--color-accent); }
+#bar p { margin: 0.25rem 0 0; }
+#bar p.failed { color: var(--error-text-color); }
+"""
+DAY = 24 * 60 * 60  # seconds
+
+
+def make_studio(output_dir: Path, opening: Opening, resolutions: Mapping[str, int | None]) -> Studio:
+    """Make what the page works on, and let go on what another server has left.
+
+    Args:
+        output_dir: the folder of jobs and concepts.
+        opening: how models are opened.
+        resolutions: the models to offer, each with its resolution of training, or None for that of its family.
+
+    Raises:
+        OSError: if another server uses the folder, or it cannot be written to.
+    """
+    models, jobs = Models(opening), output_dir / "jobs"
+    return Studio(Runner(jobs, models, opening), models, Shelf(output_dir / "concepts", jobs), resolutions)
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """Build the page."""
+    # Uploads are copied into the jobs' folders; Gradio deletes its own copies after a day.
+    with gr.Blocks(title="DTI studio", analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
+        gr.Markdown("# DTI studio\nShow a model a few photos, and it learns a word for what they show.")
+        with gr.Tab("Train", id="train", elem_id="tab-train"):
+            train_tab.build(studio, page)
+    return page
+
+
+def check_host(host: str, password: str | None) -> None:
+    """Check that a page which others can reach has a password.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may be anybody's
+        local = False
+    if not local and not password:
+        raise ValueError(f"--host {host} lets other machines open the page: give a --password as well.")
+
+
+def serve(studio: Studio, host: str, port: int, password: str | None) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        studio: what the page works on.
+        host: the address to listen at.
+        port: the port.
+        password: what to ask for, with any user's name, or None.
+
+    Raises:
+        ValueError: if other machines can reach the host and there is no password.
+        OSError: if the port is taken.
+    """
+    check_host(host, password)
+    auth: dict[str, Any] = {}
+    if password:
+        auth["auth"] = lambda user, given: hmac.compare_digest(given.encode(), password.encode())
+        auth["auth_message"] = "Any name, and the password that the studio was started with."
+    build(studio).queue().launch(
+        server_name=host, server_port=port, allowed_paths=[str(studio.runner.root.parent)], max_file_size=f"{photos.MAX_MEGABYTES}mb",
+        css=CSS, footer_links=[], ssr_mode=False, show_error=True, share=False, **auth,
+    )  # fmt: skip
