@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["stabilityai/stable-diffusion-xl-base-1.0"],
         metavar="MODEL",
-        help="Hub ids or folders of pipelines to offer, also with the resolution to train at as in examples/worlds/sdxl=32; any "
-        "other one can be named in the page; by default stabilityai/stable-diffusion-xl-base-1.0",
+        help="Hub ids or folders of pipelines to offer, also with the resolution to train at as in examples/worlds/sdxl=32; "
+        "any other one can be named in the page; by default stabilityai/stable-diffusion-xl-base-1.0",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("out/studio"), help="folder for runs and kept concepts, by default out/studio"

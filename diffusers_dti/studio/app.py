@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import photos, train_tab
+from . import blend_tab, inspect_tab, photos, play_tab, train_tab
 from .models import Models, Opening
 from .page import Studio
 from .runner import Runner
@@ -45,6 +45,12 @@ def build(studio: Studio) -> gr.Blocks:
         gr.Markdown("# DTI studio\nShow a model a few photos, and it learns a word for what they show.")
         with gr.Tab("Train", id="train", elem_id="tab-train"):
             train_tab.build(studio, page)
+        with gr.Tab("Play", id="play", elem_id="tab-play") as play:
+            play_tab.build(studio, play)
+        with gr.Tab("Blend", id="blend", elem_id="tab-blend") as blend:
+            blend_tab.build(studio, blend)
+        with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect:
+            inspect_tab.build(studio, inspect)
     return page
 
 
@@ -81,6 +87,6 @@ def serve(studio: Studio, host: str, port: int, password: str | None) -> None:
         auth["auth"] = lambda user, given: hmac.compare_digest(given.encode(), password.encode())
         auth["auth_message"] = "Any name, and the password that the studio was started with."
     build(studio).queue().launch(
-        server_name=host, server_port=port, allowed_paths=[str(studio.runner.root.parent)], max_file_size=f"{photos.MAX_MEGABYTES}mb",
-        css=CSS, footer_links=[], ssr_mode=False, show_error=True, share=False, **auth,
+        server_name=host, server_port=port, share=False, ssr_mode=False, show_error=True, css=CSS, footer_links=[],
+        allowed_paths=[str(studio.runner.root.parent)], max_file_size=f"{photos.MAX_MEGABYTES}mb", **auth,
     )  # fmt: skip

@@ -38,7 +38,9 @@ class Shelf:
             ValueError: if the name is not one of a folder, or taken.
         """
         if not re.fullmatch(r"[\w][\w. -]*", name):
-            raise ValueError(f"{name!r} cannot name a concept here: use letters, digits, spaces, dots, hyphens and underscores.")
+            raise ValueError(
+                f"{name!r} cannot name a concept here: use letters, digits, spaces, dots, hyphens and underscores."
+            )
         if (self.root / name).exists():
             raise ValueError(f"A concept named {name} is kept already: choose another name.")
         with atomic_folder(self.root / name) as temporary:

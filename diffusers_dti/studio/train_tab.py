@@ -35,12 +35,14 @@ def build(studio: Studio, page: gr.Blocks) -> None:
             )
             message = gr.Markdown(elem_id="photos-message", visible=False)
             crops = gr.Gallery(
-                label="What training sees: crops outlined, masks pale", columns=3, height="auto", visible=False, elem_id="crops",
-                interactive=False, buttons=[], object_fit="contain",
+                label="What training sees: crops outlined, masks pale", columns=3, height="auto", visible=False,
+                elem_id="crops", interactive=False, buttons=[], object_fit="contain",
             )  # fmt: skip
             model = studio.model_choice("train-model")
             with gr.Row():
-                placeholder = gr.Textbox("<concept>", label="Placeholder", info="the new word in prompts", elem_id="placeholder")
+                placeholder = gr.Textbox(
+                    "<concept>", label="Placeholder", info="the new word in prompts", elem_id="placeholder"
+                )
                 initializer = gr.Textbox(
                     label="Initializer", info="a word for what the photos show; empty: proposed", elem_id="initializer"
                 )

@@ -111,7 +111,7 @@ def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
         dti(command, "--help")
     example = capsys.readouterr().out.rstrip().rpartition("\n")[2].strip()
     assert example.startswith(f"dti {command} ")
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats"))]
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats", "studio"))]
     assert any(example in page.read_text().splitlines() for page in pages)
 
 
