@@ -16,9 +16,15 @@ from .shelf import Shelf
 
 CSS = """
 footer { display: none !important; }
-#bar progress { width: 100%; height: 14px; accent-color: var(--color-accent); }
+#bar progress { width: 100%; height: 10px; appearance: none; border: none; border-radius: 5px; overflow: hidden; }
+#bar progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#bar progress::-webkit-progress-value { background: var(--color-accent); }
+#bar progress::-moz-progress-bar { background: var(--color-accent); }
 #bar p { margin: 0.25rem 0 0; }
 #bar p.failed { color: var(--error-text-color); }
+.gallery-container .grid-wrap { min-height: 160px !important; padding-top: 36px; }  /* below the label, and no taller */
+#download td:has(button) { display: none; }  /* a cross that would only hide the file from view */
+.beside { align-self: flex-end; height: 42px; }
 """
 DAY = 24 * 60 * 60  # seconds
 

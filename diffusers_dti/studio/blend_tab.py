@@ -35,9 +35,9 @@ def build(studio: Studio, tab: gr.Tab) -> None:
             draw = gr.Button("Generate", variant="primary", elem_id="blend")
         with gr.Column(scale=3, min_width=320):
             images = gallery("The first, the one between, and the second", "blend-images", 3)
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 name = gr.Textbox(label="Name", info="to keep the one between under", elem_id="blend-name", scale=3)
-                save = gr.Button("Save", elem_id="blend-save", min_width=80)
+                save = gr.Button("Save", elem_id="blend-save", min_width=80, elem_classes="beside")
             outcome = gr.Markdown(elem_id="blend-outcome")
 
     def read(first: str | None, second: str | None) -> tuple[DirectionalInversion, DirectionalInversion]:

@@ -39,13 +39,13 @@ class RunView:
             ]
         with gr.Column(visible=False, elem_id="result") as self.result:
             self.files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="download")
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self.name = gr.Textbox(label="Name", info="to keep it under, for the other tabs", elem_id="name", scale=3)
-                self.save = gr.Button("Save", elem_id="save", min_width=80)
-            with gr.Row(equal_height=True):
+                self.save = gr.Button("Save", elem_id="save", min_width=80, elem_classes="beside")
+            with gr.Row():
                 self.repo = gr.Textbox(label="Repository on the Hub", placeholder="user/dti-dog", elem_id="repo", scale=3)
                 self.private = gr.Checkbox(True, label="Private", elem_id="private", min_width=80)
-                self.push = gr.Button("Push", elem_id="push", min_width=80)
+                self.push = gr.Button("Push", elem_id="push", min_width=80, elem_classes="beside")
             self.outcome = gr.Markdown(elem_id="outcome")
         with gr.Accordion("Messages", open=False, elem_id="messages"):
             self.notices = gr.Textbox(lines=4, max_lines=12, show_label=False, container=False, elem_id="notices")

@@ -36,7 +36,7 @@ def test_a_job_is_found_again(job, star, tmp_path):
         ({"model": " "}, "Choose a model"),
         ({"uploads": []}, "No photos yet"),
         ({"settings": SETTINGS | {"max_train_steps": 0}}, "max_train_steps"),
-        ({"settings": SETTINGS | {"placeholder_token": "two words"}}, "two words"),
+        ({"settings": SETTINGS | {"placeholder_token": " dog"}}, "dog"),
     ],
 )
 def test_a_bad_job_leaves_nothing(change, message, star, tmp_path):
