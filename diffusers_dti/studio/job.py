@@ -177,6 +177,12 @@ class Job:
             return self.run
         return find_checkpoint(self.run, "latest")
 
+    @property
+    def kept_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        folder = find_checkpoint(self.run, "latest")
+        return int(folder.name.removeprefix("checkpoint-")) if folder else 0
+
     def concept(self) -> DirectionalInversion:
         """Return what was learned so far.
 

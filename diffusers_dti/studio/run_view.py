@@ -34,7 +34,16 @@ class RunView:
         self.samples = gallery("As it learns, beside the initializer's word alone", "samples", 1 + 4)
         with gr.Row(elem_id="curves"):
             self.curves = [
-                gr.LinePlot(x="step", y=key, title=title, height=180, min_width=200, y_title=" ", elem_id=f"curve-{key}")
+                gr.LinePlot(
+                    _points([], key),
+                    x="step",
+                    y=key,
+                    title=title,
+                    height=180,
+                    min_width=200,
+                    y_title=" ",
+                    elem_id=f"curve-{key}",
+                )
                 for key, title in CURVES.items()
             ]
         with gr.Column(visible=False, elem_id="result") as self.result:
@@ -151,6 +160,8 @@ def _bar(job: Job, jobs: list[Job]) -> str:
     """Return a bar and a line about a run."""
     status, progress = job.status, job.progress
     step, steps = progress.get("step", 0), progress.get("steps", job.settings.get("max_train_steps", 1))
+    if status in ("stopped", "failed"):  # the worker reports less often than it steps
+        step = job.kept_step
     start = f" It started from “{progress['initializer']}”." if "initializer" in progress else ""
     if status == "waiting":
         before = sum(other.status in ("waiting", "running") for other in jobs[: jobs.index(job)])
@@ -184,7 +195,12 @@ def _curve(history: list[dict[str, float]], key: str) -> Any:
     """Return the update of a curve."""
     values = [entry[key] for entry in history if entry[key] is not None]
     bounds = None if key == "loss" or not values else [0, 1.1 * max(values)]
-    return gr.LinePlot(value=pd.DataFrame(history, columns=["step", key]) if history else None, y_lim=bounds)
+    return gr.LinePlot(value=_points(history, key), y_lim=bounds)
+
+
+def _points(history: list[dict[str, float]], key: str) -> pd.DataFrame:
+    """Return the points of a curve. Without any it is empty, not None: Gradio's plot fails if it loses its value while it draws."""
+    return pd.DataFrame(history, columns=["step", key], dtype=float)
 
 
 def _samples(job: Job) -> list[tuple[Path, str]]:

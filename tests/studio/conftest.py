@@ -121,7 +121,7 @@ def open_page(browser):
         page.on("request", note_request)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(url)
-        page.wait_for_selector("#start")
+        page.wait_for_selector("#bar p")  # it has heard from the server
         return page
 
     yield open_page

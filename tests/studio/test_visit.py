@@ -26,7 +26,7 @@ def fill_in(page, files, steps, placeholder="<star>", initializer="star", prompt
 
 
 def wait_for(page, text):
-    page.wait_for_function("text => document.querySelector('#bar').innerText.includes(text)", arg=text, timeout=120_000)
+    page.wait_for_function("text => document.querySelector('#bar')?.innerText.includes(text)", arg=text, timeout=120_000)
 
 
 def step(page):
@@ -207,6 +207,7 @@ def test_the_keyboard_alone(server, star, open_page):
 
     tab_to("#photos")
     with page.expect_file_chooser() as chooser:
+        page.wait_for_timeout(500)  # until Chromium is told to hand the chooser over
         page.keyboard.press("Enter")
     chooser.value.set_files([str(file) for file in star])
     page.wait_for_selector("#crops img")
