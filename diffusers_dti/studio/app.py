@@ -22,7 +22,8 @@ footer { display: none !important; }
 #bar progress::-moz-progress-bar { background: var(--color-accent); }
 #bar p { margin: 0.25rem 0 0; }
 #bar p.failed { color: var(--error-text-color); }
-.gallery-container .grid-wrap { min-height: 160px !important; padding-top: 36px; }  /* below the label, and no taller */
+/* Below the label, and as tall as its images. */
+.gallery-container .grid-wrap { min-height: 160px !important; max-height: none !important; padding-top: 36px; }
 #download td:has(button) { display: none; }  /* a cross that would only hide the file from view */
 .beside { align-self: flex-end; height: 42px; }
 """

@@ -56,11 +56,11 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     @errors_shown
     def add(files: list[str] | None, sources: list[str] | None) -> Any:
         if not files:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         path = studio.shelf.upload(files)
-        return gr.Dropdown(choices=studio.shelf.choices(), value=[*chosen(sources), str(path)])
+        return gr.Dropdown(choices=studio.shelf.choices(), value=[*chosen(sources), str(path)]), None
 
     own: dict[str, Any] = {"api_visibility": "private"}
     tab.select(lambda: gr.Dropdown(choices=studio.shelf.choices()), None, concepts, show_progress="hidden", **own)
-    upload.upload(add, [upload, concepts], concepts, show_progress="hidden", **own)
+    upload.upload(add, [upload, concepts], [concepts, upload], show_progress="hidden", **own)
     draw.click(play, [model, concepts, prompt, count, seed], images, concurrency_limit=1, concurrency_id="pipeline", **own)

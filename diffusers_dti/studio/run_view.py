@@ -199,7 +199,7 @@ def _curve(history: list[dict[str, float]], key: str) -> Any:
 
 
 def _points(history: list[dict[str, float]], key: str) -> pd.DataFrame:
-    """Return the points of a curve. Without any it is empty, not None: Gradio's plot fails if it loses its value while it draws."""
+    """Return the points of a curve: none rather than None, since Gradio's plot fails if it loses its value while it draws."""
     return pd.DataFrame(history, columns=["step", key], dtype=float)
 
 

@@ -44,7 +44,7 @@ def choose(page, field, *options):
 
 def test_a_whole_visit(star, open_page, tmp_path):
     pipe = DiffusionPipeline.from_pretrained(WORLD, dtype=torch.float32)
-    from_vocabulary(pipe, "ring").save_pretrained(tmp_path / "ring")
+    from_vocabulary(pipe, "square").save_pretrained(tmp_path / "square")
     with HubServer() as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         server = Server(tmp_path / "out", env | {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"})
@@ -88,19 +88,19 @@ def train_tab(page, server, star, tmp_path):
 def other_tabs(page, pipe, learned, tmp_path):
     """Play with what was learned, blend it with a word, and inspect it."""
     page.get_by_role("tab", name="Play").click()
-    files = sorted((tmp_path / "ring").iterdir())
+    files = sorted((tmp_path / "square").iterdir())
     page.set_input_files("#play-upload input[type=file]", [str(file) for file in files])
-    page.wait_for_selector("#play-concepts :text('ring')")
+    page.wait_for_selector("#play-concepts :text('square')")
     choose(page, "play-concepts", "my star")
-    page.fill("#play-prompt :is(input, textarea)", "a <star> and a ring")
+    page.fill("#play-prompt :is(input, textarea)", "a <star> and a square")
     page.fill("#play-count input[type=number]", "1")
     page.click("#play")
     page.wait_for_function("document.querySelectorAll('#play-images .grid-container img').length == 2", timeout=120_000)
     texts = page.inner_text("#play-images")
-    assert "a <star> and a ring · seed 0" in texts and "a star and a ring · seed 0" in texts
+    assert "a <star> and a square · seed 0" in texts and "a star and a square · seed 0" in texts
     page.get_by_role("tab", name="Blend").click()
     choose(page, "blend-first", "my star")
-    choose(page, "blend-second", "ring")
+    choose(page, "blend-second", "square")
     page.wait_for_selector("#blend-degrees:has-text('The second is')")
     page.fill("#blend-degrees input[type=number]", "-20")
     page.click("#blend")
@@ -162,7 +162,7 @@ def test_a_killed_server_loses_nothing(star, open_page, tmp_path):
     server = Server(tmp_path / "out")
     try:
         page = open_page(server.url)
-        fill_in(page, star, 300, prompts="")
+        fill_in(page, star, 120, prompts="")
         page.click("#start")
         page.wait_for_function("document.querySelector('#bar progress')?.value >= 20", timeout=60_000)
         server.kill()
@@ -171,13 +171,13 @@ def test_a_killed_server_loses_nothing(star, open_page, tmp_path):
         server.start()
         page.goto(server.url)
         wait_for(page, "Step ")
-        assert before <= step(page) < 300
-        wait_for(page, "Learned in 300 steps.")
+        assert before <= step(page) < 120
+        wait_for(page, "Learned in 120 steps.")
     finally:
         server.kill()
     assert "Stopped at step" in job.log.read_text()  # by the worker, when its server was gone
     pipe = DiffusionPipeline.from_pretrained(WORLD, dtype=torch.float32)
-    settings = {"placeholder_token": "<star>", "initializer_token": "star", "max_train_steps": 300, "resolution": 32}
+    settings = {"placeholder_token": "<star>", "initializer_token": "star", "max_train_steps": 120, "resolution": 32}
     expected = DTITrainer(pipe, **settings).fit(Job(job.folder).photos)
     for component, rows in job.concept().embeddings.items():
         torch.testing.assert_close(rows, expected.embeddings[component])
