@@ -24,6 +24,9 @@ footer { display: none !important; }
 #bar p.failed { color: var(--error-text-color); }
 /* Below the label, and as tall as its images. */
 .gallery-container .grid-wrap { min-height: 160px !important; max-height: none !important; padding-top: 36px; }
+@media (max-width: 640px) {
+  #samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important; }
+}
 #download td:has(button) { display: none; }  /* a cross that would only hide the file from view */
 .beside { align-self: flex-end; height: 42px; }
 """

@@ -28,10 +28,12 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             verdict = gr.Markdown(elem_id="verdict")
             plot = gr.Image(
-                label="Norms of the vocabulary and of the concept, and the nearest words", interactive=False, format="png",
-                buttons=["download", "fullscreen"], elem_id="plot",
+                label="Norms of the vocabulary and of the concept, and the nearest words", show_label=False, interactive=False,
+                format="png", buttons=[], elem_id="plot",
             )  # fmt: skip
-            details = gr.Code(label="Details", language=None, interactive=False, elem_id="details", wrap_lines=True)
+            details = gr.Code(
+                label="Details", language=None, interactive=False, elem_id="details", wrap_lines=True, show_line_numbers=False
+            )
 
     @errors_shown
     def look(model: str, source: str | None) -> Any:

@@ -14,7 +14,8 @@ from .models import Models
 from .runner import Runner
 from .shelf import Shelf
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 ENLARGED = 256  # pixels; smaller images are enlarged by a whole number, so that their pixels can be seen
 
 

@@ -78,7 +78,7 @@ def preview(uploads: Sequence[str | Path], resolution: int, placeholder: str | N
     shown = []
     for number, (name, photo) in enumerate(zip(names, photos, strict=True)):
         own = [crop for crop in crops if crop.photo == number]
-        text = f"{name}: {len(own)} crop{'s' if len(own) > 1 else ''}{', masked' if photo.mask else ''}"
+        text = f"{len(own)} crop{'s' if len(own) > 1 else ''}{', masked' if photo.mask else ''} · {name}"
         shown.append((_thumbnail(photo, own, resolution), text))
     return shown
 

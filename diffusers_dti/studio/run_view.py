@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class RunView:
                     y=key,
                     title=title,
                     height=180,
-                    min_width=200,
+                    min_width=140,
                     y_title=" ",
                     elem_id=f"curve-{key}",
                 )
@@ -113,10 +114,10 @@ class RunView:
             "bar": (text, lambda: text),
             "stop": (status in ("waiting", "running"), lambda: gr.Button(visible=status in ("waiting", "running"))),
             "go on": (status, lambda: gr.Button(visible=status in ("stopped", "failed"))),
-            "samples": ([str(path) for path, _ in samples], lambda: [(enlarged(path), caption) for path, caption in samples]),
+            "samples": ([str(path) for path, _ in samples], lambda: _gallery(job, samples)),
         }
         for key in CURVES:
-            parts[key] = (len(history), lambda key=key: _curve(history, key))
+            parts[key] = (len(history), partial(_curve, history, key))
         files = [str(path) for path in sorted(folder.glob("learned_embeds*.safetensors"))] if folder else None
         parts["result"] = (folder is None, lambda: gr.Column(visible=folder is not None))
         parts["files"] = (files, lambda: files)
@@ -201,6 +202,12 @@ def _curve(history: list[dict[str, float]], key: str) -> Any:
 def _points(history: list[dict[str, float]], key: str) -> pd.DataFrame:
     """Return the points of a curve: none rather than None, since Gradio's plot fails if it loses its value while it draws."""
     return pd.DataFrame(history, columns=["step", key], dtype=float)
+
+
+def _gallery(job: Job | None, samples: list[tuple[Path, str]]) -> Any:
+    """Return the update of the drawings, with a row for each prompt also while the later steps are missing."""
+    columns = max(len(job.samples(0)) if job else 0, 1)
+    return gr.Gallery(value=[(enlarged(path), caption) for path, caption in samples], columns=columns)
 
 
 def _samples(job: Job) -> list[tuple[Path, str]]:

@@ -82,6 +82,9 @@ class Runner:
             with self._changed:
                 self._current = self._process = None
 
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
     def _next(self) -> Job | None:
         return next((job for job in all_jobs(self.root) if job.status == "waiting"), None)
 
@@ -91,7 +94,7 @@ class Runner:
         with job.log.open("ab") as log:
             start = log.tell()
             with self._changed:
-                if self._stopping:
+                if self._is_stopping():
                     job.set_status("stopped")
                     return
                 # A session of its own: Ctrl-C in the terminal ends the server, and the worker by its input.
@@ -101,7 +104,7 @@ class Runner:
             status = self._process.wait()
         if status == 0:
             job.set_status("done")
-        elif self._stopping and status == STOPPED:
+        elif self._is_stopping() and status == STOPPED:
             job.set_status("stopped")
         else:
             job.set_status("failed", _reason(job, start) or f"The run ended unexpectedly (status {status}).")

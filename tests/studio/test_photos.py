@@ -53,7 +53,7 @@ def test_errors_do_not_name_the_folder(photo, tmp_path):
 
 def test_thumbnails_show_the_crops_of_training(photo, tmp_path):
     ((image, text),) = preview([photo], 16, None)
-    assert image.size == (2 * TILE, TILE) and text == "dog.png: 8 crops"
+    assert image.size == (2 * TILE, TILE) and text == "8 crops · dog.png"
     scale = TILE / 16
     for crop in make_crops(load_photos([photo], resolution=16), 16, 8, 42):
         assert image.getpixel((round(crop.corner[1] * scale), TILE // 2)) == LINE

@@ -60,7 +60,7 @@ def train_tab(page, server, star, tmp_path):
     """Learn, download, keep and push; return what was learned."""
     fill_in(page, star, 20, prompts="a photo of a {}\na red {}")
     page.wait_for_function("document.querySelectorAll('#crops .grid-container img').length == 3")
-    assert "photo2.png: 8 crops, masked" in page.inner_text("#crops") and "photo0.png: 1 crop" in page.inner_text("#crops")
+    assert "8 crops, masked · photo2.png" in page.inner_text("#crops") and "1 crop · photo0.png" in page.inner_text("#crops")
     page.click("#start")
     wait_for(page, "Learned in 20 steps. It started from “star”.")
     (job,) = server.jobs()
