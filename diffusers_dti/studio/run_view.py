@@ -13,7 +13,7 @@ from ..concept import publish
 from .job import WORD, Job, all_jobs
 from .page import Studio, enlarged, errors_shown, gallery
 
-CURVES = {"loss": "Loss", "angle": "Angle to the initializer (°)", "norm": "Norm of the embedding"}
+CURVES = {"loss": "Loss", "angle": "Angle (°)", "norm": "Norm"}
 ENDED = ("done", "stopped", "failed")
 SECONDS = 1.0  # between two looks at the folder
 
