@@ -1,6 +1,6 @@
 # Each target sets up what it needs, from the package registries alone.
 PYTHON ?= python3
-WORLDS = examples/worlds/sdxl=32 examples/worlds/sana=32 examples/worlds/wan=64
+WORLDS = examples/worlds/sdxl=32 examples/worlds/sana=32 examples/worlds/wan=64 examples/worlds/zimage=32
 .PHONY: demo studio test test-floor test-long test-studio lint clean
 
 demo: .venv/ready
