@@ -1,4 +1,4 @@
-"""Write the formulas of the site as MathML, which browsers render by themselves: neither JavaScript nor fonts are loaded."""
+"""Write the formulas of the site as MathML, which browsers render by themselves: neither scripts nor fonts are loaded."""
 
 import html
 import re
@@ -11,7 +11,7 @@ def on_page_content(content: str, **kwargs: Any) -> str:
     """Convert what arithmatex found between dollar signs."""
 
     def mathml(match: re.Match[str]) -> str:
-        return convert(html.unescape(match["latex"]), display="block" if match["tag"] == "div" else "inline")
+        return match["start"] + convert(html.unescape(match["latex"]), display="block" if match["tag"] == "div" else "inline")
 
-    found = r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>'
+    found = r'(?P<start><(?P<tag>span|div) class="arithmatex">)\\[(\[](?P<latex>.*?)\\[)\]]'
     return re.sub(found, mathml, content, flags=re.DOTALL)
