@@ -1,9 +1,13 @@
 # Each target sets up what it needs, from the package registries alone.
 PYTHON ?= python3
-.PHONY: demo test test-floor test-long lint site clean
+WORLDS = examples/worlds/sdxl=32 examples/worlds/sana=32 examples/worlds/wan=64
+.PHONY: demo studio test test-floor test-long test-studio lint site clean
 
 demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
+
+studio: .venv/studio-ready  # a page at http://127.0.0.1:7860, on the small worlds
+	.venv/bin/dti studio --dtype float32 --models $(WORLDS)
 
 test: .venv/ready
 	.venv/bin/python -m pytest -n auto --dist loadgroup
@@ -14,6 +18,10 @@ test-floor: .venv-floor/ready  # the oldest supported releases
 test-long: .venv/ready
 	.venv/bin/python -m pytest -m long
 
+test-studio: .venv/studio-ready
+	command -v chromium || (apt-get update && apt-get install --yes --no-install-recommends chromium)
+	.venv/bin/python -m pytest tests/studio -m studio
+
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -21,6 +29,10 @@ lint: .venv/ready
 
 site: .venv/ready  # into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+.venv/studio-ready: .venv/ready
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints/newest.txt -e ".[studio,test-studio]"
+	touch $@
 
 .venv/ready: constraints/newest.txt
 .venv/ready: EXTRAS = test,docs

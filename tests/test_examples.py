@@ -243,6 +243,7 @@ SCRIPTS = (
     "blend.py",
     "sana.py",
     "wan.py",
+    "train_dti.py",
     "benchmarks/text_length.py",
     "benchmarks/many_words.py",
     "benchmarks/steps.py",

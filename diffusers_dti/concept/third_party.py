@@ -31,6 +31,7 @@ class Format:
             embeddings for.
         parse: reads files whose layout is more than one tensor for each key; returns None for files with another layout.
         unread_families: families that the program has no embeddings for, although it has them for the encoder in others.
+        otherwise: what the program does with a concept that it has no embeddings for, if it does not say so itself.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Format:
     encoder_keys: Mapping[str, str | None] = field(default_factory=dict)
     parse: Parser | None = None
     unread_families: Set[str] = frozenset()
+    otherwise: str = ""
 
 
 def parse_a1111(tensors: Mapping[str, Any]) -> Concepts | None:
@@ -66,12 +68,12 @@ def parse_onetrainer_bundle(tensors: Mapping[str, Any]) -> Concepts | None:
 
 ONETRAINER_KEYS = {"t5xxl": "t5", "gemma2_2b": "gemma", "llama": "llama"}
 NOT_CLIP: dict[str, str | None] = {key: None for key, kind in TEXT_ENCODERS.items() if kind.model_type != "clip_text_model"}
+# ComfyUI has keys for these, but its tokenizers never open the folder of embeddings. Of the two of Qwen3, FLUX.2's does.
+NO_FOLDER = dict.fromkeys(("gemma2_2b", "umt5xxl", "gemma3_12b", "qwen25_7b"))
+AS_WORDS = "It would read `embedding:NAME` as plain words, without a warning."
 # All of them are read; `dti convert --to NAME` writes them.
 FORMATS: dict[str, Format] = {
-    # Its tokenizers of these have keys for embeddings, but never open the folder of embeddings. Of Qwen3's two, FLUX.2's does.
-    "comfyui": Format(
-        "ComfyUI", "emb_params", dict.fromkeys(("gemma2_2b", "umt5xxl", "gemma3_12b", "qwen25_7b")), unread_families={"Z-Image"}
-    ),
+    "comfyui": Format("ComfyUI", "emb_params", NO_FOLDER, None, {"Z-Image"}, AS_WORDS),
     # Its embeddings are CLIP's. The layout is that of kohya and InvokeAI as well.
     "a1111": Format("A1111", "emb_params", NOT_CLIP, parse_a1111),
     "onetrainer": Format(
@@ -224,8 +226,6 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
         ValueError: if the program has no embeddings for the family or an encoder, or the same key for two.
     """
     format = FORMATS[program]
-    if metadata.get("family") in format.unread_families:
-        raise ValueError(f"{format.title} has no embeddings for {metadata['family']}.")
     encoders = infer_encoders({c: r.shape[1] for c, r in rows.items()}, metadata)
     if len(encoders) == 1 and set(encoders.values()) <= {"clip_l", "clip_h", None}:
         (only,) = rows.values()
@@ -233,7 +233,7 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
         if any(names_of_width) or not names_of_width:  # one of the encoders that it may be for
             return {format.lone_key: only}
     names: dict[str, str] = {}
-    missing = []
+    missing = [metadata["family"]] if metadata.get("family") in format.unread_families else []
     for component, key in encoders.items():
         name = format.encoder_keys.get(key, key) if key in TEXT_ENCODERS else None
         if name is None:
@@ -243,7 +243,7 @@ def to_state_dict(rows: Mapping[str, Tensor], metadata: Mapping[str, Any], progr
         else:
             names[component] = name
     if missing:
-        raise ValueError(f"{format.title} has no embeddings for {', '.join(missing)}.")
+        raise ValueError(f"{format.title} has no embeddings for {', '.join(missing)}. {format.otherwise}".rstrip())
     if len(set(names.values())) < len(names):
         raise ValueError(f"Two of its encoders would be called {' and '.join(names.values())}, which one file cannot hold.")
     return {names[component]: own for component, own in rows.items()}
