@@ -1,7 +1,7 @@
 # Each target sets up what it needs, from the package registries alone.
 PYTHON ?= python3
 WORLDS = examples/worlds/sdxl=32 examples/worlds/sana=32 examples/worlds/wan=64 examples/worlds/zimage=32
-.PHONY: demo studio test test-floor test-long test-studio lint clean
+.PHONY: demo studio test test-floor test-long test-studio lint site clean
 
 demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
@@ -27,16 +27,21 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+site: .venv/ready  # into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
 .venv/studio-ready: .venv/ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints/newest.txt -e ".[studio,test-studio]"
 	touch $@
 
 .venv/ready: constraints/newest.txt
+.venv/ready: EXTRAS = test,docs
 .venv-floor/ready: constraints/floor.txt
+.venv-floor/ready: EXTRAS = test
 .venv/ready .venv-floor/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints/%,$^) -e ".[test]"
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints/%,$^) -e ".[$(EXTRAS)]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-floor out
+	rm -rf .venv .venv-floor out site

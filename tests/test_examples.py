@@ -1,5 +1,6 @@
 """The example scripts, with less of everything."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_a_checkpoint_and_photos_of_ones_own(name, request, photos, tmp_path, mo
         assert Image.open(tmp_path / "out" / "wan.gif").n_frames == 5
     with pytest.raises(SystemExit):
         run(module, monkeypatch, "--model", "some/model")
+
+
+def test_failures(tmp_path, monkeypatch, capsys):
+    """Less training, and a cure that two sheets share. It is learned once."""
+    import failures
+
+    few, masked = {"max_train_steps": 2}, failures.CASES["background"][2].data
+    cured = failures.Run("cured", few)
+    cases = {"a": (failures.Run("masked", few, masked), cured), "b": (failures.Run("loaded", few, token_scale="max"), cured)}
+    learned, learn = [], failures.learn
+    monkeypatch.setattr(failures, "CASES", cases)
+    monkeypatch.setattr(failures, "learn", lambda pipe, run: learned.append(run.label) or learn(pipe, run))
+    run(failures, monkeypatch, "--out", tmp_path)
+    assert learned == ["masked", "cured", "loaded"] and capsys.readouterr().out.count("  prompt ") == 4
+    assert Image.open(tmp_path / "a.png").size == Image.open(tmp_path / "b.png").size
+
+
+def test_the_gallery_has_every_failure():
+    import failures
+
+    page = (Path(__file__).parent.parent / "docs" / "failures.md").read_text()
+    assert re.findall(r"\(failures/(\w+)\.png\)", page) == list(failures.CASES)
 
 
 @pytest.mark.parametrize("name", ["sana", "wan"])
@@ -231,6 +254,7 @@ SCRIPTS = (
     "benchmarks/subjects.py",
     "worlds/gates.py",
     "worlds/study.py",
+    "worlds/failures.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""The types that users get: the README's own Python against the package, as mypy reads it, and the names to import."""
+"""The types that users get: the Python of the README and the quick start as mypy reads it, and the names to import."""
 
 import re
 import tempfile
@@ -11,7 +11,9 @@ import diffusers_dti
 pytestmark = pytest.mark.xdist_group("mypy")  # in one process: mypy runs once, and its cache has one writer
 ROOT = Path(__file__).parents[1]
 USER_CODE = {
-    "the README": "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)),
+    page: "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S))
+    for page in ("README.md", "docs/quickstart.md")
+} | {
     "one concept or several": """
 import torch
 from typing_extensions import assert_type

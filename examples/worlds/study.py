@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="the greatest number of seeds (default: 3)")
     parser.add_argument("--results", type=Path, default=Path("out/study.jsonl"), help="store for the runs")
     root = FOLDER.parents[1]
-    pages = [root / "docs" / "study.md", root / "README.md"]
+    pages = [root / "docs" / "study.md"]
     parser.add_argument("--pages", type=Path, nargs="+", default=pages, help="the pages with tables to write")
     args = parser.parse_args()
     torch.set_num_threads(1)

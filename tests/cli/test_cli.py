@@ -106,12 +106,12 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
-    """The tests of the README and of the file formats run the documentation's commands."""
+    """The tests of these pages run the documentation's commands."""
     with pytest.raises(SystemExit):
         dti(command, "--help")
     example = capsys.readouterr().out.rstrip().rpartition("\n")[2].strip()
     assert example.startswith(f"dti {command} ")
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats", "studio"))]
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("quickstart", "command_line", "concepts", "formats", "studio")]
     assert any(example in page.read_text().splitlines() for page in pages)
 
 
