@@ -1,6 +1,6 @@
 # Each target sets up what it needs, from the package registries alone.
 PYTHON ?= python3
-.PHONY: demo test test-floor test-long lint clean
+.PHONY: demo test test-floor test-long lint wheel clean
 
 demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
@@ -19,6 +19,17 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+wheel: .venv/ready .venv-build/ready .venv-wheel/ready  # built, checked, and used where only the declared dependencies are
+	rm -rf dist
+	.venv-build/bin/python -m build --no-isolation --outdir dist
+	.venv-build/bin/twine check --strict dist/*
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+	.venv-wheel/bin/pip check --disable-pip-version-check
+	.venv-wheel/bin/python -I .ci/use_wheel.py
+	cd .ci && env -u MYPYPATH ../.venv/bin/mypy --config-file= --strict --allow-untyped-calls --cache-dir ../.mypy_cache/wheel \
+		--python-executable ../.venv-wheel/bin/python use_wheel.py
+	ls -l dist
+
 .venv/ready: constraints/newest.txt
 .venv-floor/ready: constraints/floor.txt
 .venv/ready .venv-floor/ready: pyproject.toml
@@ -26,5 +37,15 @@ lint: .venv/ready
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints/%,$^) -e ".[test]"
 	touch $@
 
+.venv-build/ready: constraints/newest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints/newest.txt build hatchling twine
+	touch $@
+
+.venv-wheel/ready: constraints/newest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints/newest.txt .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-floor out
+	rm -rf .venv .venv-floor .venv-build .venv-wheel dist out
