@@ -22,7 +22,7 @@ def test_the_version_is_the_same_everywhere():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == VERSION
     newest = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest[1] == VERSION
-    assert (ROOT / "tests" / "regression" / VERSION / "expected.json").is_file()
+    assert "dev" in VERSION or (ROOT / "tests" / "regression" / VERSION / "expected.json").is_file()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
@@ -40,7 +40,9 @@ def test_actions_are_pinned_and_have_no_rights(workflow):
 def test_only_publishing_may_ask_for_an_identity():
     asking = []
     for workflow in WORKFLOWS:
-        asking += [(workflow.name, name) for name, job in jobs_of(workflow).items() if job["permissions"] != {"contents": "read"}]
+        for name, job in jobs_of(workflow).items():
+            if job["permissions"] != {"contents": "read"}:
+                asking.append((workflow.name, name))
     assert asking == [("release.yml", "publish")]
     (release,) = (jobs_of(workflow) for workflow in WORKFLOWS if workflow.name == "release.yml")
     assert release["publish"]["permissions"] == {"id-token": "write"} and release["publish"]["needs"] == "tests"

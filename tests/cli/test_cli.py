@@ -620,6 +620,7 @@ def test_a_longer_run_and_an_interrupted_one(model, subjects, tmp_path, capsys, 
     assert "stopped. Finished results are kept." in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
 def test_generate_from_what_is_not_a_regular_file(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     command = ["generate", "--model", "none", "--concepts", "none", "--output_dir", tmp_path / "out"]

@@ -1,7 +1,7 @@
 """Write files of this version for later versions to read: `python tests/regression/write.py FOLDER`.
 
-The files are concepts of one and three vectors for SDXL, SANA and Wan, of one vector for the other families, a concept of classic
-textual inversion, an adapter and a checkpoint. They come from two steps of training on the tiny pipelines of the tests.
+The files are concepts of one and three vectors for SDXL, SANA and Wan, of one vector for the other families, a concept of
+classic textual inversion, an adapter and a checkpoint. They come from two steps of training on the tests' tiny pipelines.
 `expected.json` has the rows as numbers.
 """
 
