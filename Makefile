@@ -1,9 +1,13 @@
 # Each target sets up what it needs, from the package registries alone.
 PYTHON ?= python3
-.PHONY: demo test test-floor test-long lint wheel clean
+WORLDS = examples/worlds/sdxl=32 examples/worlds/sana=32 examples/worlds/wan=64
+.PHONY: demo studio test test-floor test-long test-studio lint wheel clean
 
 demo: .venv/ready
 	.venv/bin/python examples/quickstart.py
+
+studio: .venv/studio-ready  # a page at http://127.0.0.1:7860, on the small worlds
+	.venv/bin/dti studio --dtype float32 --models $(WORLDS)
 
 test: .venv/ready
 	.venv/bin/python -m pytest -n auto --dist loadgroup
@@ -13,6 +17,10 @@ test-floor: .venv-floor/ready  # the oldest supported releases
 
 test-long: .venv/ready
 	.venv/bin/python -m pytest -m long
+
+test-studio: .venv/studio-ready
+	command -v chromium || (apt-get update && apt-get install --yes --no-install-recommends chromium)
+	.venv/bin/python -m pytest tests/studio -m studio
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -29,6 +37,10 @@ wheel: .venv/ready .venv-build/ready .venv-wheel/ready  # built, checked, and us
 	cd .ci && env -u MYPYPATH ../.venv/bin/mypy --config-file= --strict --allow-untyped-calls --cache-dir ../.mypy_cache/wheel \
 		--python-executable ../.venv-wheel/bin/python use_wheel.py
 	ls -l dist
+
+.venv/studio-ready: .venv/ready
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints/newest.txt -e ".[studio,test-studio]"
+	touch $@
 
 .venv/ready: constraints/newest.txt
 .venv-floor/ready: constraints/floor.txt

@@ -20,7 +20,8 @@ ALLOWED = {
     "families": {"concept", "pipeline"},
     "evaluation": {"concept", "pipeline", "families", "data"},
     "training": {"concept", "pipeline", "families", "data"},
-    "cli": {"concept", "pipeline", "families", "data", "evaluation", "training"},
+    "studio": {"concept", "pipeline", "families", "data", "evaluation", "training"},
+    "cli": {"concept", "pipeline", "families", "data", "evaluation", "training", "studio"},
 }
 
 
@@ -82,6 +83,13 @@ def test_folders_import_only_what_they_may():
     assert not broken_rules(IMPORTS)
 
 
+def test_only_the_studio_imports_gradio():
+    importing = {
+        folder_of(m) for m, file in MODULES.items() if re.search(r"^\s*(import|from) gradio\b", file.read_text(), re.M)
+    }
+    assert importing == {"studio"}
+
+
 def test_there_is_no_circle():
     assert len(IMPORTS) > 50
     try:
@@ -100,6 +108,8 @@ def test_there_is_no_circle():
         ("concept.hub", "from .. import DTIConfig", "concept.hub -> "),
         ("families.sana", "from ..evaluation.store import Store", "families.sana -> evaluation.store"),
         ("training.loop", "from diffusers_dti.cli import main", "training.loop -> cli"),
+        ("training.loop", "from ..studio import job", "training.loop -> studio.job"),
+        ("studio.app", "from ..cli import arguments", "studio.app -> cli.arguments"),
         ("sphere", "from .concept import hub", "sphere -> concept.hub"),
         ("", "from .cli import main", " -> cli"),
     ],

@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "show what a concept's files hold, and compare it with the words of a model's vocabulary",
     "convert": "rewrite a concept's files for another program",
     "data": "download the data set of the paper",
+    "studio": "open a page in the browser to learn concepts and to try them out",
     "env": "print what a bug report needs: versions, devices and the platform",
 }
 

@@ -111,7 +111,7 @@ def test_the_help_ends_with_an_example_of_the_documentation(command, capsys):
         dti(command, "--help")
     example = capsys.readouterr().out.rstrip().rpartition("\n")[2].strip()
     assert f"{example} ".startswith(f"dti {command} ")
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats"))]
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("command_line", "concepts", "formats", "studio"))]
     assert any(example in page.read_text().splitlines() for page in pages)
 
 
@@ -680,7 +680,7 @@ def test_generate_under_offload(model, runs, tmp_path, capsys, monkeypatch, kind
     monkeypatch.setattr(
         DiffusionPipeline, f"enable_{kind}_cpu_offload", lambda self, device: seen.append((self.device, device))
     )
-    monkeypatch.setattr("diffusers_dti.cli.open_pipeline._device", torch.device)  # as on a machine that has one
+    monkeypatch.setattr("diffusers_dti.cli.open_pipeline.check_device", torch.device)  # as on a machine that has one
     assert dti(*command, "--device", "cuda:1") == 0
     assert seen == [(torch.device("cpu"), torch.device("cuda:1"))] and (tmp_path / "out" / "sheet.png").is_file()
 

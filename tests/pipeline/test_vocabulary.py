@@ -8,8 +8,8 @@ import torch
 from helpers import differing, states
 from tiny_pipelines import fresh_copy, generate
 
-from diffusers_dti.cli.open_pipeline import DTYPE_ARGUMENT
 from diffusers_dti.pipeline import vocabulary
+from diffusers_dti.pipeline.opening import DTYPE_ARGUMENT
 from diffusers_dti.pipeline.text_encoders import TextEncoder, find_text_encoders
 from diffusers_dti.pipeline.tokenizer import token_names
 
