@@ -165,7 +165,7 @@ def test_the_commands_run(page, sdxl, concept, photos, tmp_path, monkeypatch):
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     commands = [c[c.index("-m") + 1 :] if c[0] == "accelerate" else c for c in commands]
     run = [c[1:] for c in commands if c[0] in ("dti", "diffusers_dti.cli")]
-    assert len(run) == {"docs/quickstart.md": 2, "docs/command_line.md": 8, "docs/concepts.md": 4}[page]
+    assert len(run) == {"docs/quickstart.md": 2, "docs/command_line.md": 9, "docs/concepts.md": 4}[page]
     for command in run:
         assert main(command) == 0, command
     assert set(models) == {"stabilityai/stable-diffusion-xl-base-1.0"}

@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "rewrite a concept's files for another program",
     "data": "download the data set of the paper",
     "studio": "open a page in the browser to learn concepts and to try them out",
+    "env": "print what a bug report needs: versions, devices and the platform",
 }
 
 

@@ -112,6 +112,8 @@ def start(hub, tmp_path_factory):
 @pytest.fixture(scope="module")
 def forks(start):
     """A process that has imported everything and forks for each job, because importing takes seconds."""
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are copied by fork")
     with start(FORKS) as process:
         yield process
         process.stdin.close()

@@ -85,6 +85,7 @@ def test_errors_name_a_line_without_exactly_one_place(tmp_path, line):
         read_prompts(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
 def test_rejects_what_is_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere.txt"):
