@@ -43,7 +43,7 @@ def _versions(requirements: list[str]) -> dict[str, str]:
         name, _, marker = requirement.partition(";")
         name = re.split(r"[^\w.-]", name)[0]
         extra = re.search(r"extra == .([\w-]+)", marker)
-        if extra and extra[1].startswith("test"):
+        if name in versions or (extra and extra[1].startswith("test")):
             continue
         try:
             versions[name] = version(name)

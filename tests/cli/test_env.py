@@ -38,6 +38,7 @@ def test_nothing_private_is_printed(monkeypatch, capsys):
 
 def test_a_missing_package_is_named_with_its_extra():
     required = ["no-such-one>=1", "no-such-two (<2,>=1) ; extra == 'plot'", 'no-such-three==1; extra == "test-studio"']
+    required.append("no-such-two>=1; extra == 'studio'")
     assert env._versions(required) == {"no-such-one": "not installed", "no-such-two": "not installed (extra plot)"}
 
 
