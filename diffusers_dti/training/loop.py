@@ -154,7 +154,8 @@ class Loop:
             except FloatingPointError:  # there is nothing to keep
                 raise
             except BaseException:
-                self._keep_interrupted()
+                with uninterrupted():  # a launcher whose other process has failed sends its signal amid this
+                    self._keep_interrupted()
                 raise
 
     def count(self, losses: Tensor | None) -> None:

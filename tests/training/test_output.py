@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from diffusers_dti import DirectionalInversion, DTITrainer
+from diffusers_dti import DirectionalInversion, DTITrainer, atomic
+from diffusers_dti.training.checkpoint import find_checkpoint
 from diffusers_dti.training.output import LOCK, uninterrupted, writing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="runs are ended by other signals")
@@ -50,6 +51,27 @@ def test_a_signal_leaves_a_checkpoint(sdxl, photos, tmp_path, name):
         trainer.fit(photos, callback_on_step_end=end)
     assert (tmp_path / "checkpoint-3").is_dir() and list(trainer.inversions) == ["<dog>"]
     assert signal.getsignal(number) is signal.SIG_DFL and sdxl.directional_inversions == {}
+
+
+def test_a_signal_amid_the_last_checkpoint_waits(sdxl, photos, tmp_path, monkeypatch):
+    """A launcher ends the other processes when one has failed, and by then they may write their checkpoint already."""
+    sync = atomic._sync
+
+    def sync_and_end(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(atomic, "_sync", sync)
+        sync(*args)
+
+    def fail(trainer, step):
+        if step == 2:
+            monkeypatch.setattr(atomic, "_sync", sync_and_end)
+            raise RuntimeError("The other process is gone.")
+
+    trainer = DTITrainer(sdxl, **SETTINGS, output_dir=tmp_path, max_train_steps=9)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM") as raised:
+        trainer.fit(photos, callback_on_step_end=fail)
+    assert isinstance(raised.value.__context__, RuntimeError)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2" and list(trainer.inversions) == ["<dog>"]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
