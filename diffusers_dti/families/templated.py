@@ -5,6 +5,7 @@ prompts attend to their keys and values. The head that predicts the next token i
 """
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ class TemplatedEncoder:
     ):
         self.family, self.tokenizer, self.layers, self.drop, self.padded = family, tokenizer, layers, drop, padded
         self.model = encoder.base_model.get_decoder() or encoder.base_model  # transformers 4 answers None for plain models
+        accepted = inspect.signature(type(self.model).forward).parameters
+        self._cache_name = "cache" if "cache" in accepted else "past_key_values"  # before transformers 5.24
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode n prompts. Gradients reach the rows that training has swapped in.
@@ -67,9 +70,9 @@ class TemplatedEncoder:
             input_ids=ids[:, known:].to(device, non_blocking=True),
             attention_mask=mask.to(device, non_blocking=True),
             position_ids=torch.arange(known, ids.shape[1], device=device)[None],
-            past_key_values=cache,
             use_cache=cache is not None,
             output_hidden_states=True,
+            **{self._cache_name: cache},
         ).hidden_states
         context = torch.cat([states[layer] for layer in self.layers], -1)
         if known:
@@ -96,11 +99,12 @@ class TemplatedEncoder:
     @functools.cached_property
     def _encoded_prefix(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The states of `_prefix`, (1, tokens, layers x d), and its keys and values in each layer of the model."""
+        cache = DynamicCache()
         with torch.no_grad():
             ids = torch.tensor([self._prefix], device=self.family.device)
-            out = self.model(input_ids=ids, use_cache=True, output_hidden_states=True)
+            out = self.model(input_ids=ids, use_cache=True, output_hidden_states=True, **{self._cache_name: cache})
         states = torch.cat([out.hidden_states[layer] for layer in self.layers], -1)
-        return states, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        return states, [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def as_message(tokenizer: Any, prompt: str, thinking: bool) -> str:
