@@ -30,7 +30,7 @@ def figure_class() -> "type[Figure]":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install diffusers-dti[plot]") from error
+        raise ImportError('Plots need matplotlib: pip install "diffusers-dti[plot]"') from error
     return Figure
 
 

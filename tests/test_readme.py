@@ -73,7 +73,7 @@ def test_the_code_runs(page, sdxl, concept, photos, local_hub, tmp_path, monkeyp
         exec(block.replace("steps=25", "steps=2"), names)
     assert asked[0][0] == "stabilityai/stable-diffusion-xl-base-1.0"
     if page == "README.md":
-        assert list(local_hub.repos) == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<cat>", "<dog>"]
+        assert list(local_hub.repos) == ["user/dti-dog"] and list(sdxl.directional_inversions) == ["<dog>", "<cat>"]
         assert Path("out/dog/learned_embeds_2.safetensors").is_file()
     if page == "docs/quickstart.md":
         assert Path("out/dog-run/checkpoint-2").is_dir() and list(sdxl.directional_inversions) == ["<rex2>"]

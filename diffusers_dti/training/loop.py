@@ -188,7 +188,7 @@ class Loop:
                 self.inversions[word] = concept.current()
         if len(self.inversions) == len(self.words) and self.output_dir is not None and self.step:
             self._save()
-            logger.warning(f'Stopped at step {self.step}. To continue, use resume_from_checkpoint="latest".')
+            logger.warning(f'Stopped at step {self.step}. To continue, set resume_from_checkpoint to "latest".')
 
     def _log(self) -> None:
         """Write a log entry with the mean losses since the last one."""
