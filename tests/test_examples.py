@@ -19,6 +19,7 @@ def run(module, monkeypatch, *arguments):
     module.main()
 
 
+@pytest.mark.long
 def test_two_tokens(tmp_path, monkeypatch, capsys):
     import two_tokens
 

@@ -28,7 +28,7 @@ def test_the_guard_returns_the_class():
 
 def test_the_guard_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install diffusers-dti\[plot\]"):
+    with pytest.raises(ImportError, match=r'pip install "diffusers-dti\[plot\]"'):
         figure_class()
 
 

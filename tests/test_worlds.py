@@ -230,6 +230,7 @@ def test_pretraining_runs_from_the_start(name, tmp_path):
 def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     """With less of everything."""
     monkeypatch.setattr(coverage, "BATCHES", 20)
+    monkeypatch.setattr(gates, "RENDERS", 20)
     monkeypatch.setattr("sys.argv", ["gates.py", "--prompts", "4"])
     gates.main()
     printed = capsys.readouterr().out
@@ -327,6 +328,7 @@ def test_quotes_teach_the_rows_of_words_without_their_space(monkeypatch):
     assert quoted["▁"] > 100 and quoted["star"] > 0
 
 
+@pytest.mark.long
 def test_the_study_of_walks(tmp_path, monkeypatch, capsys):
     """One subject of one world, a few walks and steps; the second time from the results kept."""
     few = ["rsgd constant 0.01", "rsgd constant 0.01 mean of the path", "radam cosine 0.05 antithetic", "ti constant 0.001"]

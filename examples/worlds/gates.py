@@ -24,6 +24,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline
 from packaging.version import Version
 
 FOLDER = Path(__file__).parent
+RENDERS = 1000  # scenes of gates 1 and 2
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def measure(pipe: DiffusionPipeline, prompts: int) -> dict[str, dict[str, float]
     """Measure gates 1 to 3: for each gate, the shares of `accuracy`."""
     rng = random.Random(2024)
     pixels = world_of(pipe).pixels
-    rendered = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(1000)]
+    rendered = [scenes.random_scene(rng, list(scenes.BUNDLES)) for _ in range(RENDERS)]
     truths = [scene.attributes() for scene in rendered]
     images = torch.stack([scenes.render(scene, pixels) for scene in rendered])
     held = [scenes.random_scene(rng, scenes.HELD_BUNDLES) for _ in range(prompts)]

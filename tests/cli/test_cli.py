@@ -717,6 +717,7 @@ def test_generate_with_a_lora(model, runs, tmp_path, capsys):
     assert f"{tmp_path} has no pytorch_lora_weights.safetensors: give the file of the LoRA." in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(model, subjects, tmp_path):
     """As under accelerate launch: two batches of 2 are a batch of 4 (but for the DCO loss, which is not linear)."""
     common = [subjects, "--model", model, "--instances", "rex", "--resolution", 16, "--max_train_steps", 5, "--adapter", "lora"]
