@@ -3,7 +3,6 @@
 mypy checks it against the wheel as well, strictly and without a configuration. Without py.typed, that fails.
 """
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from pkgutil import walk_packages
 
 import torch
 from diffusers import DiffusionPipeline
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from typing_extensions import assert_type
 
@@ -22,10 +23,6 @@ from diffusers_dti import DirectionalInversion, DTITrainer, load_directional_inv
 from diffusers_dti.cli import main
 
 ROOT = Path(__file__).parents[1]
-
-
-def normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def check_files() -> None:
@@ -45,8 +42,8 @@ def check_dependencies() -> None:
     optional = set()
     for line in distribution("diffusers-dti").requires or []:
         if "extra ==" in line and "test" not in line:  # what tests need may be a dependency's dependency, as markdown-it-py is
-            optional.add(normalized(re.split(r"[^\w.-]", line)[0]))
-    installed = {normalized(found.metadata["Name"]) for found in distributions()}
+            optional.add(canonicalize_name(Requirement(line).name))
+    installed = {canonicalize_name(found.metadata["Name"]) for found in distributions()}
     assert optional and not optional & installed, f"extras came along: {optional & installed}"
     for module in walk_packages(diffusers_dti.__path__, "diffusers_dti."):
         if module.name.endswith(".__main__"):
@@ -54,7 +51,7 @@ def check_dependencies() -> None:
         try:
             import_module(module.name)
         except ModuleNotFoundError as error:  # a module that serves one extra
-            if normalized(error.name or "") not in optional:
+            if canonicalize_name(error.name or "") not in optional:
                 raise
     print(f"{len(installed)} packages are installed, and none of the {len(optional)} that only extras need.")
 

@@ -5,6 +5,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from packaging.requirements import Requirement
+
 EXAMPLE = "dti env"
 
 
@@ -39,10 +41,8 @@ def _devices() -> str:
 def _versions(requirements: list[str]) -> dict[str, str]:
     """Return the version of each requirement, with the extra that it belongs to. Extras for tests are left out."""
     versions = {}
-    for requirement in requirements:
-        name, _, marker = requirement.partition(";")
-        name = re.split(r"[^\w.-]", name)[0]
-        extra = re.search(r"extra == .([\w-]+)", marker)
+    for requirement in map(Requirement, requirements):
+        name, extra = requirement.name, re.search(r"extra == .([\w-]+)", str(requirement.marker))
         if name in versions or (extra and extra[1].startswith("test")):
             continue
         try:

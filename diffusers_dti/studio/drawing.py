@@ -44,8 +44,8 @@ def draw_pairs(
         if not any(word in text for word in concepts):
             raise ValueError(f"The prompt shows no concept: put {' or '.join(concepts)} into it.")
         texts = {"with": text, "without": _without(text, concepts)}
-        family, size = find_family(pipe), _resolution(find_family(pipe), list(concepts.values()))
-        drawn = []
+        family, drawn = find_family(pipe), []
+        size = _resolution(family, list(concepts.values()))
         for seed in seeds:
             for own in texts.values():
                 drawn.append((validation.generate(family, [own], size, seed)[0], f"{own} · seed {seed}"))
